@@ -1,0 +1,4 @@
+//! What the daemon and the monitor share: the protocol between them and the exit record.
+
+pub mod exit;
+pub mod protocol;
