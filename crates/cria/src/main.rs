@@ -1,1 +1,7 @@
+//! The daemon.
+
+mod container;
+mod id;
+mod sandbox;
+
 fn main() {}
