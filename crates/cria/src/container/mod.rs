@@ -1,3 +1,4 @@
 //! Containers.
 
 pub(crate) mod config;
+pub(crate) mod spec;

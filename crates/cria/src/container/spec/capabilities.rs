@@ -1,0 +1,114 @@
+//! Which capabilities a container gets. Pure.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxCapabilitiesBuilder};
+
+use super::SpecError;
+use super::node::NodeFacts;
+use crate::container::config::SecurityContext;
+
+/// What a container has that asks for nothing: the set that images are built and tested with.
+const DEFAULT: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+/// Names with `CAP_` in front.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Capabilities {
+    /// Bounding, permitted and effective.
+    pub(crate) held: BTreeSet<String>,
+    /// Kept across `execve` by a user other than root; a subset of `held`.
+    pub(crate) ambient: BTreeSet<String>,
+}
+
+/// What `security` asks for, clamped to what the node can give.
+pub(crate) fn of(security: &SecurityContext, node: &NodeFacts) -> Result<Capabilities, SpecError> {
+    let add = Asked::parse("add_capabilities", &security.add_capabilities)?;
+    let drop = Asked::parse("drop_capabilities", &security.drop_capabilities)?;
+    let ambient = Asked::parse("add_ambient_capabilities", &security.add_ambient_capabilities)?;
+
+    let mut held = if security.privileged {
+        node.capabilities.clone()
+    } else {
+        unprivileged(&add, &drop, node)
+    };
+    let mut ambient = if ambient.all { node.capabilities.clone() } else { ambient.named };
+    held.extend(ambient.iter().cloned());
+    held.retain(|name| node.capabilities.contains(name));
+    ambient.retain(|name| node.capabilities.contains(name));
+    Ok(Capabilities { held, ambient })
+}
+
+/// `ALL` is applied first and single names after it, so that "drop ALL, add X" is X, and "add ALL,
+/// drop X" all but X. Dropping wins over adding.
+fn unprivileged(add: &Asked, drop: &Asked, node: &NodeFacts) -> BTreeSet<String> {
+    let mut held = match (add.all, drop.all) {
+        (_, true) => BTreeSet::new(),
+        (true, false) => node.capabilities.clone(),
+        (false, false) => DEFAULT.map(str::to_owned).into(),
+    };
+    held.extend(add.named.iter().cloned());
+    held.retain(|name| !drop.named.contains(name));
+    held
+}
+
+struct Asked {
+    all: bool,
+    named: BTreeSet<String>,
+}
+
+impl Asked {
+    fn parse(field: &'static str, names: &[String]) -> Result<Self, SpecError> {
+        let mut asked = Self { all: false, named: BTreeSet::new() };
+        for name in names {
+            let upper = name.to_ascii_uppercase();
+            let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+            if bare == "ALL" {
+                asked.all = true;
+            } else if Capability::from_str(bare).is_ok() {
+                asked.named.insert(format!("CAP_{bare}"));
+            } else {
+                return Err(SpecError::invalid(field, format!("no such capability: {name:?}")));
+            }
+        }
+        Ok(asked)
+    }
+}
+
+impl Capabilities {
+    pub(super) fn to_spec(&self) -> LinuxCapabilities {
+        let held = to_set(&self.held);
+        let ambient = to_set(&self.ambient);
+        LinuxCapabilitiesBuilder::default()
+            .bounding(held.clone())
+            .permitted(held.clone())
+            .effective(held)
+            // The kernel lets nothing be ambient that is not inheritable. Nothing else may be: an
+            // inheritable capability comes back through a file's (CVE-2022-24769).
+            .inheritable(ambient.clone())
+            .ambient(ambient)
+            .build()
+            .expect("every field is set")
+    }
+}
+
+/// A name the specification's types do not know (a newer kernel's) cannot be given.
+fn to_set(names: &BTreeSet<String>) -> oci_spec::runtime::Capabilities {
+    let bare = names.iter().filter_map(|name| name.strip_prefix("CAP_"));
+    bare.filter_map(|name| Capability::from_str(name).ok()).collect()
+}

@@ -1,0 +1,71 @@
+//! The resource limits of a container's processes: all sixteen, so that none is inherited from the
+//! daemon, whose unit raises some. (The CRI has no field for them.)
+
+use std::io;
+
+use nix::sys::resource::{Resource, getrlimit};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
+
+pub(crate) const UNLIMITED: u64 = u64::MAX;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rlimit {
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+impl Rlimit {
+    const NONE: Self = Self::both(UNLIMITED);
+
+    const fn both(value: u64) -> Self {
+        Self { soft: value, hard: value }
+    }
+
+    fn lowered_to(self, hard: u64) -> Self {
+        let hard = self.hard.min(hard);
+        Self { soft: self.soft.min(hard), hard }
+    }
+}
+
+/// The limits of containers on this node. A hard limit can only be raised with `CAP_SYS_RESOURCE`:
+/// without it (`may_raise`), each is lowered to cria's own.
+pub(crate) fn look_up(nofile: Rlimit, may_raise: bool) -> io::Result<Vec<PosixRlimit>> {
+    let threads = fs_err::read_to_string("/proc/sys/kernel/threads-max")?;
+    let threads = threads.trim().parse().map_err(io::Error::other)?;
+    let mut limits = Vec::new();
+    for (typ, resource, wanted) in wanted(nofile, threads) {
+        let limit = if may_raise { wanted } else { wanted.lowered_to(getrlimit(resource)?.1) };
+        limits.push(to_spec(typ, limit));
+    }
+    Ok(limits)
+}
+
+fn to_spec(typ: PosixRlimitType, limit: Rlimit) -> PosixRlimit {
+    let spec = PosixRlimitBuilder::default().typ(typ).soft(limit.soft).hard(limit.hard);
+    spec.build().expect("every field is set")
+}
+
+/// What the kernel gives the first process, but for open files and processes: these are counted
+/// over all containers of a user, and what bounds them is the cgroup's `pids.max`.
+fn wanted(nofile: Rlimit, threads_max: u64) -> [(PosixRlimitType, Resource, Rlimit); 16] {
+    use PosixRlimitType as Type;
+    let mib = |count: u64| count << 20;
+    [
+        (Type::RlimitAs, Resource::RLIMIT_AS, Rlimit::NONE),
+        (Type::RlimitCore, Resource::RLIMIT_CORE, Rlimit { soft: 0, hard: UNLIMITED }),
+        (Type::RlimitCpu, Resource::RLIMIT_CPU, Rlimit::NONE),
+        (Type::RlimitData, Resource::RLIMIT_DATA, Rlimit::NONE),
+        (Type::RlimitFsize, Resource::RLIMIT_FSIZE, Rlimit::NONE),
+        (Type::RlimitLocks, Resource::RLIMIT_LOCKS, Rlimit::NONE),
+        (Type::RlimitMemlock, Resource::RLIMIT_MEMLOCK, Rlimit::both(mib(8))),
+        (Type::RlimitMsgqueue, Resource::RLIMIT_MSGQUEUE, Rlimit::both(819_200)),
+        (Type::RlimitNice, Resource::RLIMIT_NICE, Rlimit::both(0)),
+        (Type::RlimitNofile, Resource::RLIMIT_NOFILE, nofile),
+        (Type::RlimitNproc, Resource::RLIMIT_NPROC, Rlimit::NONE),
+        (Type::RlimitRss, Resource::RLIMIT_RSS, Rlimit::NONE),
+        (Type::RlimitRtprio, Resource::RLIMIT_RTPRIO, Rlimit::both(0)),
+        (Type::RlimitRttime, Resource::RLIMIT_RTTIME, Rlimit::NONE),
+        (Type::RlimitSigpending, Resource::RLIMIT_SIGPENDING, Rlimit::both(threads_max / 2)),
+        (Type::RlimitStack, Resource::RLIMIT_STACK, Rlimit { soft: mib(8), hard: UNLIMITED }),
+    ]
+}

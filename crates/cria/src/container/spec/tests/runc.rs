@@ -1,0 +1,250 @@
+//! A spec of ours, run by the real runc in a busybox root file system.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use fs_err as fs;
+use tempfile::TempDir;
+
+use super::super::rlimits::Rlimit;
+use super::*;
+use crate::container::config::{Mount, SupplementalGroupsPolicy};
+
+/// What the container tells about itself, one `key=value` a line.
+const SCRIPT: &str = r#"
+say() { echo "$1=$2"; }
+tried() { name=$1; shift; if "$@" >/dev/null 2>&1; then say $name yes; else say $name no; fi; }
+say id "$(id -u) $(id -g) $(id -G)"
+say cwd "$(pwd)"
+say home "$HOME"
+say twice "$TWICE"
+say path "$PATH"
+say umask "$(umask)"
+say nofile "$(ulimit -n) $(ulimit -Hn)"
+say memlock "$(ulimit -l)"
+for key in CapBnd CapPrm CapEff CapInh CapAmb NoNewPrivs SigBlk; do
+    say $key "$(grep $key: /proc/self/status | cut -f2)"
+done
+say oom "$(cat /proc/self/oom_score_adj)"
+say fds "$(ls /proc/self/fd | tr '\n' ' ')"
+say masked_dir "$(ls /masked | wc -l)"
+say masked_file "$(wc -c < /secret)"
+tried write_root touch /x
+tried write_ro touch /ro/x
+tried write_ro_sub touch /ro/sub/x
+tried write_rro touch /rro/x
+tried write_rro_sub touch /rro/sub/x
+tried write_rw touch /rw/x
+tried write_rw_sub touch /rw/sub/x
+tried run_noexec /rw/run
+tried run_exec /exec/run
+tried write_sys touch /sys/fs/cgroup/x
+tried write_sysctl sh -c 'echo 0 > /sys/kernel/mm/ksm/run'
+tried write_shm touch /dev/shm/x
+tried read_zero head -c 1 /dev/extra-zero
+say hosts "$(cat /etc/hosts)"
+say cgroup "$(ls /sys/fs/cgroup/memory 2>/dev/null | grep -c '^memory.limit_in_bytes$')"
+say limit "$(cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null)"
+say pids "$(cat /sys/fs/cgroup/pids/pids.max 2>/dev/null)"
+"#;
+
+struct Bundle {
+    dir: TempDir,
+    id: String,
+}
+
+impl Bundle {
+    /// A root file system of busybox and `accounts`, and what the script looks at.
+    fn new() -> Self {
+        let dir = TempDir::with_prefix("cria-spec-").unwrap();
+        // The container's user is not root, and its binds are in here.
+        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let root = dir.path().join("rootfs");
+        for made in ["bin", "etc", "proc", "sys", "dev", "masked/inside"] {
+            fs::create_dir_all(root.join(made)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        for applet in ["sh", "id", "ls", "cat", "grep", "cut", "wc", "tr", "touch", "head"] {
+            fs::hard_link(root.join("bin/busybox"), root.join("bin").join(applet)).unwrap();
+        }
+        fs::write(root.join("secret"), "secret").unwrap();
+        fs::write(root.join("etc/passwd"), "root:x:0:0::/root:\napp:x:1234:2345::/home/app:\n")
+            .unwrap();
+        fs::write(root.join("etc/group"), "app:x:2345:\nextra:x:50000:root,app\n").unwrap();
+        for made in ["ro/sub", "rro/sub", "rw/sub", "shm"] {
+            fs::create_dir_all(dir.path().join(made)).unwrap();
+            fs::set_permissions(dir.path().join(made), PermissionsExt::from_mode(0o777)).unwrap();
+        }
+        for made in ["ro", "rro", "rw"] {
+            let path = dir.path().join(made);
+            fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
+            fs::write(path.join("run"), "#!/bin/sh\n").unwrap();
+            fs::set_permissions(path.join("run"), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        for file in ["resolv.conf", "hostname", "hosts"] {
+            fs::write(dir.path().join(file), format!("our {file}")).unwrap();
+        }
+        let id = format!("cria-spec-{}", &SandboxId::random().unwrap().as_str()[..12]);
+        Self { dir, id }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn volume(&self, container_path: &str, name: &str) -> Mount {
+        Mount {
+            container_path: container_path.into(),
+            host_path: self.path(name).to_str().unwrap().into(),
+            ..Default::default()
+        }
+    }
+
+    /// In a mount namespace with a mount beneath each of the volumes; `runc run` removes its
+    /// cgroups at the end.
+    fn run(&self, spec: &Spec) -> Output {
+        fs::write(self.path("config.json"), serde_json::to_vec(spec).unwrap()).unwrap();
+        let script = r#"
+            for volume in ro rro rw; do mount -t tmpfs -o mode=777 none "$1/$volume/sub"; done
+            exec runc --root "$1/state" run --bundle "$1" "$2"
+        "#;
+        Command::new("unshare")
+            .args(["--mount", "sh", "-ec", script, "sh"])
+            .arg(self.dir.path())
+            .arg(&self.id)
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        // Succeeds only if a failure left the container behind.
+        let mut delete = Command::new("runc");
+        delete.arg("--root").arg(self.path("state")).args(["delete", "--force", &self.id]);
+        drop(delete.output());
+    }
+}
+
+fn parts(bundle: &Bundle) -> Parts {
+    let mut parts = Parts::new();
+    parts.node.cgroups = CgroupVersion::V1;
+    parts.node.swap_accounting = false;
+    let own = caps::read(None, caps::CapSet::Bounding).unwrap();
+    parts.node.capabilities = own.into_iter().map(|cap| cap.to_string()).collect();
+    let nofile = Rlimit { soft: 1000, hard: 2000 };
+    parts.node.rlimits = rlimits::look_up(nofile, false).unwrap();
+    parts.rootfs = bundle.path("rootfs");
+    parts.namespaces =
+        SpecNamespaces { ipc: Some("/proc/self/ns/ipc".into()), ..Default::default() };
+    parts.files = SandboxFiles {
+        resolv_conf: bundle.path("resolv.conf"),
+        hostname: bundle.path("hostname"),
+        hosts: bundle.path("hosts"),
+        shm: bundle.path("shm"),
+    };
+    parts.cgroups_path = format!("/{}", bundle.id);
+    parts
+}
+
+fn told(output: &Output) -> BTreeMap<String, String> {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {error}\n{text}", output.status);
+    let lines = text.lines().filter_map(|line| line.split_once('='));
+    lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
+}
+
+#[test]
+fn a_container_run_by_runc_is_what_was_asked_for() {
+    let bundle = Bundle::new();
+    let mut parts = parts(&bundle);
+    let config = &mut parts.config;
+    config.command = vec!["/bin/sh".into(), "-c".into(), SCRIPT.into()];
+    config.working_dir = "/made/by/runc".into();
+    config.envs = vec![("TWICE".into(), "first".into()), ("TWICE".into(), "second".into())];
+    config.resources.memory_limit_bytes = 64 << 20;
+    config.resources.oom_score_adj = 900;
+    let readonly = |mount| Mount { readonly: true, ..mount };
+    config.mounts = vec![
+        readonly(bundle.volume("/ro", "ro")),
+        Mount { recursive_read_only: true, ..readonly(bundle.volume("/rro", "rro")) },
+        Mount { mount_options: vec!["noexec".into()], ..bundle.volume("/rw", "rw") },
+        bundle.volume("/exec", "rw"),
+    ];
+    config.devices = vec![crate::container::config::Device {
+        container_path: "/dev/extra-zero".into(),
+        host_path: "/dev/zero".into(),
+        permissions: "r".into(),
+    }];
+    let security = &mut config.security;
+    security.run_as_username = "app".into();
+    security.supplemental_groups = vec![60000];
+    security.supplemental_groups_policy = SupplementalGroupsPolicy::Merge;
+    security.add_ambient_capabilities = vec!["NET_BIND_SERVICE".into()];
+    security.drop_capabilities = vec!["CHOWN".into()];
+    security.no_new_privs = true;
+    security.readonly_rootfs = true;
+    security.masked_paths = vec!["/masked".into(), "/secret".into(), "/not/there".into()];
+    fs::create_dir_all(bundle.path("rootfs/made/by/runc")).unwrap();
+    parts.user = user::look_up(&parts.rootfs, &parts.config.security, "").unwrap();
+    parts.volumes = volumes::look_up(&parts.config.mounts, &BTreeMap::new(), &parts.node).unwrap();
+    parts.devices = devices::look_up(&parts.config.devices).unwrap();
+    // One that a careless daemon would leave open.
+    let open = fs::File::open("/etc/passwd").unwrap();
+    assert!(open.as_raw_fd() > 2);
+
+    let told = told(&bundle.run(&parts.build().unwrap()));
+
+    let held = capabilities::of(&parts.config.security, &parts.node).unwrap().held;
+    let held = mask(&held);
+    let bind_service = mask(&["CAP_NET_BIND_SERVICE".to_owned()].into());
+    for (key, expected) in [
+        ("id", "1234 2345 2345 50000 60000"),
+        ("cwd", "/made/by/runc"),
+        ("home", "/home/app"),
+        ("twice", "second"),
+        ("path", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("umask", "0022"),
+        ("nofile", "1000 2000"),
+        ("CapBnd", &held),
+        // Not root: what is not ambient is gone with execve.
+        ("CapPrm", &bind_service),
+        ("CapEff", &bind_service),
+        ("CapInh", &bind_service),
+        ("CapAmb", &bind_service),
+        ("NoNewPrivs", "1"),
+        ("SigBlk", "0000000000000000"),
+        ("oom", "900"),
+        // The third is the directory that ls reads.
+        ("fds", "0 1 2 3"),
+        ("masked_dir", "0"),
+        ("masked_file", "0"),
+        ("write_root", "no"),
+        ("write_ro", "no"),
+        ("write_ro_sub", "yes"),
+        ("write_rro", "no"),
+        ("write_rro_sub", "no"),
+        ("write_rw", "yes"),
+        ("write_rw_sub", "yes"),
+        ("run_noexec", "no"),
+        ("run_exec", "yes"),
+        ("write_sys", "no"),
+        ("write_sysctl", "no"),
+        ("write_shm", "yes"),
+        ("read_zero", "yes"),
+        ("hosts", "our hosts"),
+        ("cgroup", "1"),
+        ("limit", "67108864"),
+        ("pids", "500"),
+    ] {
+        assert_eq!(told.get(key).map(String::as_str), Some(expected), "{key}: {told:#?}");
+    }
+}
+
+/// As in `/proc/self/status`.
+fn mask(names: &BTreeSet<String>) -> String {
+    let bits = names.iter().map(|name| 1_u64 << name.parse::<caps::Capability>().unwrap().index());
+    format!("{:016x}", bits.sum::<u64>())
+}

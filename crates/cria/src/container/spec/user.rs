@@ -1,0 +1,247 @@
+//! Who a container's process is: the request's user, else the image's, looked up in the image's
+//! `/etc/passwd` and `/etc/group`. ContainerStatus reports what is found here.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::Errno;
+
+use super::SpecError;
+use crate::container::config::{SecurityContext, SupplementalGroupsPolicy};
+
+const PASSWD: &str = "etc/passwd";
+const GROUP: &str = "etc/group";
+/// Of either file. It comes from an image, so it may be anything.
+const MAX_BYTES: u64 = 4 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// The primary group too, and first: without it a process could shed it with `setgid` and so
+    /// escape permissions meant to exclude the group.
+    pub(crate) additional_gids: Vec<u32>,
+    /// `/`, if the image does not say.
+    pub(crate) home: String,
+    /// What the image calls the uid, if it does.
+    pub(crate) username: Option<String>,
+}
+
+/// Reads the two files beneath `root`, an image's mounted root file system.
+pub(crate) fn look_up(
+    root: &Path,
+    security: &SecurityContext,
+    image_user: &str,
+) -> Result<User, SpecError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty())
+        .map_err(|error| SpecError::io("open the root file system")(error.into()))?;
+    let accounts = Accounts { passwd: read(&root, PASSWD)?, group: read(&root, GROUP)? };
+    accounts.find(security, image_user)
+}
+
+/// The text of the image's two files; empty for one that is not there.
+#[derive(Default)]
+struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+struct PasswdEntry<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+    home: &'a str,
+}
+
+struct GroupEntry<'a> {
+    name: &'a str,
+    gid: u32,
+    members: &'a str,
+}
+
+#[derive(Clone, Copy)]
+enum Account<'a> {
+    Number(u32),
+    Name(&'a str),
+}
+
+impl Accounts {
+    fn find(&self, security: &SecurityContext, image_user: &str) -> Result<User, SpecError> {
+        let (user, group) = asked(security, image_user)?;
+        let entry = self.user(user);
+        let uid = match (user, &entry) {
+            (Account::Number(uid), _) => uid,
+            (Account::Name(_), Some(entry)) => entry.uid,
+            (Account::Name(name), None) => return Err(unknown("user", name, PASSWD)),
+        };
+        let gid = match group {
+            Some(group) => self.group(group)?,
+            // As everywhere in Kubernetes: a uid the image does not know is in root's group.
+            None => entry.as_ref().map_or(0, |entry| entry.gid),
+        };
+        Ok(User {
+            uid,
+            gid,
+            additional_gids: self.groups(gid, entry.as_ref(), security)?,
+            home: entry
+                .as_ref()
+                .map(|e| e.home)
+                .filter(|home| !home.is_empty())
+                .unwrap_or("/")
+                .to_owned(),
+            username: entry.map(|entry| entry.name.to_owned()),
+        })
+    }
+
+    fn user(&self, user: Account<'_>) -> Option<PasswdEntry<'_>> {
+        let mut entries = self.passwd.lines().filter_map(passwd_entry);
+        entries.find(|entry| match user {
+            Account::Number(uid) => entry.uid == uid,
+            Account::Name(name) => entry.name == name,
+        })
+    }
+
+    fn group(&self, group: Account<'_>) -> Result<u32, SpecError> {
+        match group {
+            Account::Number(gid) => Ok(gid),
+            Account::Name(name) => {
+                let mut entries = self.group.lines().filter_map(group_entry);
+                let entry = entries.find(|entry| entry.name == name);
+                entry.map(|entry| entry.gid).ok_or_else(|| unknown("group", name, GROUP))
+            }
+        }
+    }
+
+    /// In order, each once: the primary group, the image's for this user, the request's.
+    fn groups(
+        &self,
+        primary: u32,
+        user: Option<&PasswdEntry<'_>>,
+        security: &SecurityContext,
+    ) -> Result<Vec<u32>, SpecError> {
+        let mut gids = vec![primary];
+        let mut add = |gid| {
+            if !gids.contains(&gid) {
+                gids.push(gid);
+            }
+        };
+        match (security.supplemental_groups_policy, user) {
+            (SupplementalGroupsPolicy::Merge, Some(user)) => {
+                let entries = self.group.lines().filter_map(group_entry);
+                entries.filter(|entry| entry.has(user.name)).for_each(|entry| add(entry.gid));
+            }
+            (SupplementalGroupsPolicy::Merge, None) | (SupplementalGroupsPolicy::Strict, _) => {}
+        }
+        for &gid in &security.supplemental_groups {
+            add(id("supplemental_groups", gid)?);
+        }
+        Ok(gids)
+    }
+}
+
+impl GroupEntry<'_> {
+    fn has(&self, user: &str) -> bool {
+        self.members.split(',').any(|member| member.trim() == user)
+    }
+}
+
+/// The user, and the group if one is given. The image's group goes with the image's user only.
+fn asked<'a>(
+    security: &'a SecurityContext,
+    image_user: &'a str,
+) -> Result<(Account<'a>, Option<Account<'a>>), SpecError> {
+    let group = security.run_as_group.map(|gid| id("run_as_group", gid)).transpose()?;
+    let group = group.map(Account::Number);
+    if !security.run_as_username.is_empty() {
+        return Ok((account("run_as_username", &security.run_as_username)?, group));
+    }
+    if let Some(uid) = security.run_as_user {
+        return Ok((Account::Number(id("run_as_user", uid)?), group));
+    }
+    if group.is_some() {
+        return Err(SpecError::invalid("run_as_group", "given without a user"));
+    }
+    let (user, group) = image_user.split_once(':').unwrap_or((image_user, ""));
+    let group = if group.is_empty() { None } else { Some(image_account(group)?) };
+    let user = if user.is_empty() { Account::Number(0) } else { image_account(user)? };
+    Ok((user, group))
+}
+
+fn account<'a>(field: &'static str, text: &'a str) -> Result<Account<'a>, SpecError> {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(Account::Name(text));
+    }
+    let number = text.parse().unwrap_or(i64::MAX);
+    id(field, number).map(Account::Number)
+}
+
+fn image_account(text: &str) -> Result<Account<'_>, SpecError> {
+    account("user", text)
+        .map_err(|_| SpecError::image(format!("{text:?} in its user is not an id")))
+}
+
+/// `u32::MAX` is the kernel's "no id".
+fn id(field: &'static str, number: i64) -> Result<u32, SpecError> {
+    let id = u32::try_from(number).ok().filter(|&id| id != u32::MAX);
+    id.ok_or_else(|| SpecError::invalid(field, format!("{number} is not an id")))
+}
+
+fn unknown(kind: &str, name: &str, file: &str) -> SpecError {
+    SpecError::image(format!("{kind} {name:?} is not in its /{file}"))
+}
+
+/// `name:password:uid:gid:comment:home:shell`; a line that is not is skipped.
+fn passwd_entry(line: &str) -> Option<PasswdEntry<'_>> {
+    let mut fields = line.trim().split(':');
+    let name = fields.next()?;
+    let uid = fields.nth(1)?.parse().ok()?;
+    let gid = fields.next()?.parse().ok()?;
+    let home = fields.nth(1).unwrap_or_default();
+    Some(PasswdEntry { name, uid, gid, home })
+}
+
+/// `name:password:gid:member,member`.
+fn group_entry(line: &str) -> Option<GroupEntry<'_>> {
+    let mut fields = line.trim().split(':');
+    let name = fields.next()?;
+    let gid = fields.nth(1)?.parse().ok()?;
+    Some(GroupEntry { name, gid, members: fields.next().unwrap_or_default() })
+}
+
+/// Symbolic links lead back into the image; not waiting on whatever is no file.
+fn read(root: &OwnedFd, path: &str) -> Result<String, SpecError> {
+    let file = match open(root, path) {
+        Ok(file) => file,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
+        Err(error) => return Err(SpecError::image(format!("open /{path}: {error}"))),
+    };
+    let failed = |error: std::io::Error| SpecError::image(format!("read /{path}: {error}"));
+    let stat = fstat(&file).map_err(|error| failed(error.into()))?;
+    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(SpecError::image(format!("/{path} is not a file")));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::from(file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_BYTES) {
+        return Err(SpecError::image(format!("/{path} is larger than {MAX_BYTES} bytes")));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The kernel answers EAGAIN if anything on the node is renamed while it resolves a `..`.
+fn open(root: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
+    const TRIES: usize = 100;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut opened = Err(Errno::AGAIN);
+    for _ in 0..TRIES {
+        opened = openat2(root, path, flags, Mode::empty(), resolve);
+        if !matches!(opened, Err(Errno::AGAIN)) {
+            break;
+        }
+    }
+    opened
+}
