@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(["api.proto"], ["."])?;
     // The test compares what was compiled with the table of Kubernetes.
     let file = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
-    std::fs::write(file, descriptors.encode_to_vec())?;
+    fs_err::write(file, descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_client(true)
         .client_mod_attribute(".", "#[cfg(feature = \"client\")]")

@@ -1,7 +1,118 @@
-//! The daemon.
+//! The daemon's entrance: arguments, configuration, logging, then one of the subcommands.
 
-mod container;
-mod id;
+#![expect(dead_code, reason = "what the daemon uses is here before the daemon is")]
+
+mod args;
+mod config;
 mod sandbox;
+mod id;
+mod container;
+mod daemon;
 
-fn main() {}
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use tracing::level_filters::LevelFilter;
+use tracing::{Subscriber, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::layer;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry};
+
+use crate::args::{Args, Command};
+use crate::config::{Config, LogFormat, LogLevel, Sources};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match args.command {
+        None => run_daemon(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Version) => print(&version()).map(|()| ExitCode::SUCCESS),
+        Some(Command::Config) => print_config(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Check) => Err(anyhow::anyhow!("the check is not built yet")),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("cria: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_daemon(args: &Args) -> anyhow::Result<()> {
+    let (config, warnings) = Config::load(args)?;
+    start_logging(config.log_level, config.log_format);
+    for warning in warnings {
+        warn!(file = %warning.file.display(), line = warning.line, key = warning.key,
+            nearest = warning.nearest, "unknown key in the configuration");
+    }
+    threads()?.block_on(daemon::run(config))
+}
+
+/// Few threads, whatever the node's size: requests wait for other processes most of the time, and
+/// each thread costs a stack and an allocator's arena of resident memory. The blocking threads
+/// (file trees, hashing, unpacking) come as needed and go when idle; their number is high enough
+/// for several pulls at once not to keep a pod's own files waiting.
+fn threads() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(128)
+        .thread_stack_size(1024 * 1024)
+        .enable_all()
+        .build()
+        .context("cannot start the threads")
+}
+
+fn print_config(args: &Args) -> anyhow::Result<()> {
+    let sources = Sources::read(args)?;
+    for warning in &sources.warnings {
+        eprintln!("cria: {warning}");
+    }
+    print(&sources.render())
+}
+
+/// cria has the version of the Kubernetes release it is pinned to, and serves the two before it.
+fn version() -> String {
+    let minor: u32 = env!("CARGO_PKG_VERSION_MINOR").parse().expect("cargo checked the version");
+    let major = env!("CARGO_PKG_VERSION_MAJOR");
+    let version = env!("CARGO_PKG_VERSION");
+    format!("cria {version}, for Kubernetes {major}.{} to {major}.{minor}\n", minor - 2)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
+}
+
+fn start_logging(level: LogLevel, format: LogFormat) {
+    let registry = Registry::default();
+    match format {
+        LogFormat::Text => registry.with(text_layer().with_filter(filter(level))).init(),
+        LogFormat::Json => registry
+            .with(
+                layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(io::stderr)
+                    .with_filter(filter(level)),
+            )
+            .init(),
+    }
+}
+
+fn text_layer<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
+    layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr)
+}
+
+/// The libraries below us speak only to warn, unless everything is asked for.
+fn filter(level: LogLevel) -> Targets {
+    let (ours, theirs) = match level {
+        LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
+        LogLevel::Warn => (LevelFilter::WARN, LevelFilter::WARN),
+        LogLevel::Info => (LevelFilter::INFO, LevelFilter::WARN),
+        LogLevel::Debug => (LevelFilter::DEBUG, LevelFilter::WARN),
+        LogLevel::Trace => (LevelFilter::TRACE, LevelFilter::TRACE),
+    };
+    // A prefix: the daemon and its libraries are `cria` and `cria_...`.
+    Targets::new().with_target("cria", ours).with_default(theirs)
+}

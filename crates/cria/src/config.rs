@@ -1,0 +1,269 @@
+//! The configuration: one TOML file and its drop-ins, under the flags of the command line.
+//!
+//! Each table is a struct with its defaults; each key says what it means and what follows from it.
+//! A value that makes no sense cannot be held by its type (`values`), so a wrong one stops the
+//! start (`load`); an unknown key is a warning, because fleets roll configuration and binary
+//! separately. `packaging/cria.toml` explains the same keys to administrators, and a test holds it
+//! to the defaults here.
+
+mod load;
+mod unknown;
+mod values;
+
+use std::collections::BTreeSet;
+use std::num::{NonZeroU8, NonZeroU32};
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use load::{ConfigError, Sources};
+pub(crate) use unknown::Warning;
+pub(crate) use values::{
+    AbsolutePath, Capability, CgroupDriver, LogFormat, LogLevel, PidsLimit, Program, Rlimit,
+    SocketPath, Timeout,
+};
+
+use crate::args::Args;
+
+/// Everything an administrator can set.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct Config {
+    /// What outlives a reboot: images, root filesystems, records. Overlay must be able to have its
+    /// upper directories here.
+    pub(crate) root: AbsolutePath,
+    /// What dies with a boot: sockets, pinned namespaces, exit records. A tmpfs, usually.
+    pub(crate) run_dir: AbsolutePath,
+    /// The unix socket that serves the CRI, mode 0660.
+    pub(crate) listen: SocketPath,
+    pub(crate) log_level: LogLevel,
+    pub(crate) log_format: LogFormat,
+    pub(crate) runtime: RuntimeConfig,
+    pub(crate) network: NetworkConfig,
+    pub(crate) images: ImagesConfig,
+}
+
+/// How containers are run: the `[runtime]` table.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, rename_all = "kebab-case", expecting = "a table")]
+pub(crate) struct RuntimeConfig {
+    /// The OCI runtime. None: crun if it works on this node, else runc.
+    #[serde(with = "values::optional")]
+    pub(crate) oci_runtime: Option<Program>,
+    /// The monitor's executable. None: beside the daemon's own, then in `$PATH`, then
+    /// `/usr/libexec/cria/cria-monitor`.
+    #[serde(with = "values::optional")]
+    pub(crate) monitor: Option<AbsolutePath>,
+    /// Who owns the cgroup tree. The kubelet learns it from the RuntimeConfig call.
+    pub(crate) cgroup_driver: CgroupDriver,
+    /// Most processes a container may have. The kubelet has a limit of its own per pod, so this
+    /// is for nodes where one container must not use up its pod's.
+    pub(crate) pids_limit: PidsLimit,
+    /// What a container may do before its pod adds or drops capabilities.
+    pub(crate) default_capabilities: BTreeSet<Capability>,
+    /// The seccomp profile behind `RuntimeDefault`, in the JSON of the OCI or of Docker. None: the
+    /// one built in.
+    #[serde(with = "values::optional")]
+    pub(crate) seccomp_profile: Option<AbsolutePath>,
+    /// After this a call of the OCI runtime is killed and has failed.
+    pub(crate) create_timeout: Timeout,
+    /// The monitors' cgroup, from the root of the hierarchies. None: beside the daemon's own.
+    #[serde(with = "values::optional")]
+    pub(crate) monitor_cgroup: Option<AbsolutePath>,
+    pub(crate) rlimits: RlimitsConfig,
+}
+
+/// The resource limits of every container: the `[runtime.rlimits]` table. The CRI has no field
+/// for them, and a container must not inherit the daemon's.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, rename_all = "kebab-case", expecting = "a table")]
+pub(crate) struct RlimitsConfig {
+    /// Open file descriptors. The soft limit stays low because programs that use select(2), or
+    /// that close every possible descriptor, break or crawl under a high one.
+    pub(crate) nofile: Rlimit,
+}
+
+/// How pods reach the network: the `[network]` table.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, rename_all = "kebab-case", expecting = "a table")]
+pub(crate) struct NetworkConfig {
+    /// CNI network configurations; the first in the order of their names is the pods' network.
+    pub(crate) cni_conf_dir: AbsolutePath,
+    /// CNI plugins; the first directory that has one wins.
+    #[serde(deserialize_with = "values::at_least_one")]
+    pub(crate) cni_bin_dirs: Vec<AbsolutePath>,
+    /// Where network namespaces are pinned. Multus and OVN-Kubernetes look in the default.
+    pub(crate) netns_dir: AbsolutePath,
+    /// After this a CNI plugin is killed and has failed.
+    pub(crate) cni_timeout: Timeout,
+}
+
+/// Where images come from: the `[images]` table.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, rename_all = "kebab-case", expecting = "a table")]
+pub(crate) struct ImagesConfig {
+    /// Registries, their mirrors and their trust, as all container tools share them. May be
+    /// missing.
+    pub(crate) registries_conf: AbsolutePath,
+    /// Credentials for pulls that bring none, in the format of `auth.json`. None: such pulls are
+    /// anonymous.
+    #[serde(with = "values::optional")]
+    pub(crate) auth_file: Option<AbsolutePath>,
+    /// Layers of one image that are downloaded and unpacked at once.
+    pub(crate) parallel_layers: NonZeroU8,
+}
+
+impl Config {
+    /// Reads the files that `args` names and puts its flags over them. The warnings are for the
+    /// log, which does not exist before the configuration is read.
+    pub(crate) fn load(args: &Args) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let sources = Sources::read(args)?;
+        Ok((sources.config(), sources.warnings))
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: known("/var/lib/cria"),
+            run_dir: known("/run/cria"),
+            listen: "/run/cria/cria.sock".parse().expect("the path is absolute and short"),
+            log_level: LogLevel::default(),
+            log_format: LogFormat::default(),
+            runtime: RuntimeConfig::default(),
+            network: NetworkConfig::default(),
+            images: ImagesConfig::default(),
+        }
+    }
+}
+
+/// CRI-O's choice. Beside containerd's it leaves out what an ordinary program does not need and an
+/// intruder likes: NET_RAW (forged packets on the pod network; ping does without it under
+/// `net.ipv4.ping_group_range`), MKNOD, SYS_CHROOT, SETFCAP and AUDIT_WRITE.
+const DEFAULT_CAPABILITIES: [&str; 9] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "KILL",
+];
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        let capability = |name: &&str| name.parse().expect("every name is a capability's");
+        Self {
+            oci_runtime: None,
+            monitor: None,
+            cgroup_driver: CgroupDriver::default(),
+            pids_limit: PidsLimit::default(),
+            default_capabilities: DEFAULT_CAPABILITIES.iter().map(capability).collect(),
+            seccomp_profile: None,
+            // The kubelet gives up after two minutes and asks again; hooks may need longer, and
+            // its second question finds the first call still under way.
+            create_timeout: Timeout::minutes(const { NonZeroU32::new(4).unwrap() }),
+            monitor_cgroup: None,
+            rlimits: RlimitsConfig::default(),
+        }
+    }
+}
+
+impl Default for RlimitsConfig {
+    fn default() -> Self {
+        // What systemd gives to its services.
+        Self { nofile: Rlimit::new(1024, 524_288) }
+    }
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            cni_conf_dir: known("/etc/cni/net.d"),
+            cni_bin_dirs: vec![known("/opt/cni/bin"), known("/usr/lib/cni")],
+            netns_dir: known("/run/netns"),
+            // Above the two minutes that OVN-Kubernetes' plugin may wait, so that its own error
+            // is seen; below the four that the kubelet waits for RunPodSandbox.
+            cni_timeout: Timeout::minutes(const { NonZeroU32::new(3).unwrap() }),
+        }
+    }
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self {
+            registries_conf: known("/etc/containers/registries.conf"),
+            auth_file: None,
+            parallel_layers: const { NonZeroU8::new(6).unwrap() },
+        }
+    }
+}
+
+fn known(path: &str) -> AbsolutePath {
+    path.parse().expect("the path is absolute")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACKAGED: &str = include_str!("../../../packaging/cria.toml");
+
+    /// The file with every key's line uncommented: keys are `#key = ...`, prose is `# ...`.
+    fn uncommented() -> String {
+        PACKAGED.lines().map(|line| uncomment(line).to_owned() + "\n").collect()
+    }
+
+    fn uncomment(line: &str) -> &str {
+        match line.strip_prefix('#') {
+            Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => key,
+            Some(_) | None => line,
+        }
+    }
+
+    #[test]
+    fn the_packaged_file_as_it_is_gives_the_defaults() {
+        assert_eq!(toml::from_str::<Config>(PACKAGED).unwrap(), Config::default());
+        assert!(
+            toml::from_str::<toml::Table>(PACKAGED)
+                .unwrap()
+                .values()
+                .filter_map(toml::Value::as_table)
+                .flat_map(toml::Table::values)
+                .all(toml::Value::is_table),
+            "every key is commented out"
+        );
+    }
+
+    #[test]
+    fn the_packaged_file_uncommented_gives_every_key_at_its_default() {
+        let packaged: toml::Table = toml::from_str(&uncommented()).unwrap();
+        let config: Config = packaged.clone().try_into().unwrap();
+        assert_eq!(config, Config::default());
+        let defaults = toml::Table::try_from(Config::default()).unwrap();
+        assert_eq!(keys(&packaged), keys(&defaults));
+    }
+
+    #[test]
+    fn the_packaged_file_explains_every_key() {
+        let mut explained = false;
+        for line in PACKAGED.lines() {
+            if uncomment(line) != line {
+                assert!(explained, "nothing above {line}");
+            }
+            explained = line.starts_with("# ");
+        }
+    }
+
+    fn keys(table: &toml::Table) -> Vec<String> {
+        let mut all = vec![];
+        for (key, value) in table {
+            match value.as_table() {
+                Some(inner) => all.extend(keys(inner).iter().map(|inner| format!("{key}.{inner}"))),
+                None => all.push(key.clone()),
+            }
+        }
+        all
+    }
+}
