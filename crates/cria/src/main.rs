@@ -4,10 +4,10 @@
 
 mod args;
 mod config;
-mod sandbox;
-mod id;
 mod container;
 mod daemon;
+mod id;
+mod sandbox;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;

@@ -20,6 +20,7 @@ pub(crate) mod node;
 pub(crate) mod process;
 pub(crate) mod resources;
 pub(crate) mod rlimits;
+pub(crate) mod seccomp;
 pub(crate) mod user;
 pub(crate) mod volumes;
 
