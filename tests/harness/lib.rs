@@ -1,1 +1,30 @@
-//! Test harness.
+//! What the tests stand on: real nodes, real registries, real images, and their clean end.
+//!
+//! Everything here blocks; a test is a plain `#[test]`, and does several things at once with
+//! threads. What a test starts is gone when its value is dropped, also when the test panics.
+
+#![expect(clippy::print_stderr, reason = "a failed test shows the logs of what it ran")]
+
+pub mod blocking;
+pub mod busybox;
+pub mod containerd;
+pub mod cri;
+pub mod critest_images;
+pub mod daemon;
+pub mod image;
+pub mod layer;
+pub mod leftovers;
+pub mod network;
+pub mod node;
+pub mod place;
+pub mod registry;
+pub mod tools;
+pub mod wait;
+
+pub use containerd::Containerd;
+pub use cri::{Cri, Pod};
+pub use image::{Format, Image, Index};
+pub use layer::{Compression, Layer};
+pub use node::Node;
+pub use registry::Registry;
+pub use wait::until;

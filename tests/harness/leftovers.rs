@@ -1,0 +1,151 @@
+//! What a node has on the machine: processes, mounts, cgroups, network; listed for tests that
+//! assert there is nothing, and removed when the node is dropped.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::network;
+use crate::place::Place;
+use crate::wait::within;
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Everything of this node that its pods left, one line each. `daemon` is the running daemon's
+/// pid, which is none; `expected` are mounts that are none.
+pub fn list(place: &Place, daemon: Option<u32>, expected: &[PathBuf]) -> Vec<String> {
+    let mut found: Vec<_> = processes(place)
+        .into_iter()
+        .filter(|process| Some(process.pid) != daemon)
+        .map(|process| format!("process {} {}", process.pid, process.command))
+        .collect();
+    let mounts = mounts(place).into_iter().filter(|mount| !expected.contains(mount));
+    found.extend(mounts.map(|mount| format!("mount {}", mount.display())));
+    found.extend(pod_cgroups(place).into_iter().map(|path| format!("cgroup {}", path.display())));
+    found.extend(network::leftovers(place));
+    found
+}
+
+/// Removes everything. What resists is returned.
+pub fn remove(place: &Place) -> Vec<String> {
+    // A monitor that dies may hand its children on, and a mount may have a mount beneath it.
+    within(Duration::from_secs(10), || {
+        let processes = processes(place);
+        for process in &processes {
+            let pid = Pid::from_raw(process.pid.try_into().expect("pids fit"));
+            // It may be gone since it was listed.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        processes.is_empty().then_some(())
+    });
+    for mount in mounts(place).iter().rev() {
+        let _ = umount2(mount, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    }
+    network::take_down(place);
+    within(Duration::from_secs(5), || {
+        let groups = cgroups(place);
+        for group in groups.iter().rev() {
+            let _ = fs_err::remove_dir(group);
+        }
+        groups.is_empty().then_some(())
+    });
+    list(place, None, &[])
+}
+
+struct Process {
+    pid: u32,
+    command: String,
+}
+
+/// Processes that name the node's folder in their arguments, or see a mount of it that the host
+/// does not, or are in its cgroup. Zombies count: somebody forgot them.
+fn processes(place: &Place) -> Vec<Process> {
+    let folder = place.folder().to_str().expect("temporary folders have plain names");
+    let own = fs_err::read_link("/proc/self/ns/mnt").ok();
+    let entries = Path::new("/proc").read_dir().expect("/proc is mounted").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let command = String::from_utf8_lossy(&read(&process.join("cmdline"))).replace('\0', " ");
+        let cgroup = String::from_utf8_lossy(&read(&process.join("cgroup"))).into_owned();
+        let elsewhere = process.join("ns/mnt").read_link().ok() != own;
+        let ours = command.contains(folder)
+            || cgroup.lines().any(|line| in_cgroup(line, &place.cgroup()))
+            || elsewhere
+                && String::from_utf8_lossy(&read(&process.join("mountinfo"))).contains(folder);
+        (ours && pid != std::process::id()).then_some(Process { pid, command })
+    })
+    .collect()
+}
+
+/// Whether a line of /proc/PID/cgroup ("4:memory:/cria-node-1/pod") is `group` or beneath it.
+fn in_cgroup(line: &str, group: &str) -> bool {
+    let path = line.splitn(3, ':').nth(2).unwrap_or("");
+    path.strip_prefix(group).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Mount points under the node's folder, outermost first.
+fn mounts(place: &Place) -> Vec<PathBuf> {
+    let table = fs_err::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(place.folder())).collect()
+}
+
+/// What is beneath the cgroups that pods were given as their parents.
+fn pod_cgroups(place: &Place) -> Vec<PathBuf> {
+    let pods = format!("{}/pods/", place.cgroup());
+    let beneath = |path: &PathBuf| {
+        let path = path.to_string_lossy();
+        path.split_once(&pods).is_some_and(|(_, rest)| rest.contains('/'))
+    };
+    cgroups(place).into_iter().filter(beneath).collect()
+}
+
+/// The node's cgroups in all hierarchies, parents first.
+fn cgroups(place: &Place) -> Vec<PathBuf> {
+    let name = place.cgroup();
+    let name = name.trim_start_matches('/');
+    let mut found = vec![];
+    let hierarchies = Path::new(CGROUPS).read_dir().into_iter().flatten().flatten();
+    let roots = hierarchies.map(|entry| entry.path()).chain([PathBuf::from(CGROUPS)]);
+    for root in roots.filter(|path| !path.is_symlink()) {
+        collect_folders(&root.join(name), &mut found);
+    }
+    found
+}
+
+fn collect_folders(folder: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = folder.read_dir() else { return };
+    found.push(folder.to_owned());
+    for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+        collect_folders(&entry.path(), found);
+    }
+}
+
+/// What `path` holds; nothing if its process is gone by now.
+fn read(path: &Path) -> Vec<u8> {
+    fs_err::read(path).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_cgroup;
+
+    #[test]
+    fn a_cgroup_is_told_from_one_whose_name_begins_alike() {
+        for (line, inside) in [
+            ("4:memory:/cria-node-1", true),
+            ("4:memory:/cria-node-1/pod/a", true),
+            ("1:name=systemd:/cria-node-1/a:b", true),
+            ("4:memory:/cria-node-10", false),
+            ("4:memory:/", false),
+            ("0::/", false),
+            ("", false),
+        ] {
+            assert_eq!(in_cgroup(line, "/cria-node-1"), inside, "{line}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! A node with a real cria on it: its own folders, socket, bridge, cgroup; removed to the last
+//! trace when it is dropped.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::thread;
+use std::time::Duration;
+
+use cria_proto::{PodSandboxConfig, VersionRequest};
+
+use crate::blocking::elsewhere;
+use crate::cri::{Cri, Pod, on_host_network};
+use crate::daemon::Daemon;
+use crate::place::Place;
+use crate::registry::Registry;
+use crate::tools::binary;
+use crate::{leftovers, network};
+
+const READY: Duration = Duration::from_secs(20);
+const ENDED: Duration = Duration::from_secs(30);
+
+/// What the image store keeps when all pods are gone.
+const IMAGES: [&str; 2] = ["images", "layers"];
+
+pub struct Node {
+    daemon: Daemon,
+    cri: Cri,
+    setup: Setup,
+    /// What lies in the daemon's folders when no pod does.
+    own_files: BTreeSet<PathBuf>,
+    place: Place,
+}
+
+/// How a node is to be started.
+#[derive(Default)]
+pub struct Setup {
+    arguments: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
+    config: String,
+    registries: String,
+}
+
+impl Node {
+    /// A node that knows `registry`, by its address.
+    #[track_caller]
+    pub fn start(registry: &Registry) -> Self {
+        Self::setup().registry(registry).start()
+    }
+
+    pub fn setup() -> Setup {
+        Setup::default()
+    }
+
+    pub fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.place.folder().join("cria.sock")
+    }
+
+    /// cria's `--root`.
+    pub fn root(&self) -> PathBuf {
+        self.place.folder().join("root")
+    }
+
+    /// cria's `--run-dir`.
+    pub fn run_dir(&self) -> PathBuf {
+        self.place.folder().join("run")
+    }
+
+    pub fn netns_dir(&self) -> PathBuf {
+        self.place.folder().join("netns")
+    }
+
+    pub fn cni_conf_dir(&self) -> PathBuf {
+        self.place.folder().join("cni")
+    }
+
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// What the daemon has said, over all its starts.
+    pub fn log(&self) -> String {
+        self.daemon.log()
+    }
+
+    /// A pod of this node, on the pod network: its logs and its cgroup are the node's.
+    pub fn pod(&self, name: &str) -> PodSandboxConfig {
+        self.place.pod(name)
+    }
+
+    /// The same on the host's network.
+    pub fn host_pod(&self, name: &str) -> PodSandboxConfig {
+        on_host_network(self.place.pod(name))
+    }
+
+    #[track_caller]
+    pub fn run_pod(&self, config: PodSandboxConfig) -> Pod {
+        self.cri.run_pod(config)
+    }
+
+    /// Kills the daemon as a crash would; nothing answers until [`Node::resume`].
+    #[track_caller]
+    pub fn kill9(&mut self) {
+        self.daemon.kill9();
+    }
+
+    /// Ends the daemon as systemd would.
+    #[track_caller]
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.daemon.terminate(ENDED)
+    }
+
+    /// Starts the daemon again and waits until it answers.
+    #[track_caller]
+    pub fn resume(&mut self) {
+        self.begin();
+        self.await_ready();
+    }
+
+    /// Starts the daemon and does not wait.
+    #[track_caller]
+    pub fn begin(&mut self) {
+        let mut command = self.command();
+        self.daemon.start(&mut command);
+    }
+
+    #[track_caller]
+    pub fn await_ready(&mut self) {
+        let cri = &self.cri;
+        self.daemon.await_ready(READY, || cri.version(VersionRequest::default()).ok());
+    }
+
+    /// Ends the daemon as systemd would, and starts it again.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.terminate();
+        self.resume();
+    }
+
+    /// What is on the machine of this node beyond the daemon itself: processes, mounts, cgroups,
+    /// addresses, interfaces, rules, files. Empty once every pod is removed. The cgroup that a
+    /// pod was given as its parent is the kubelet's, and does not count.
+    pub fn leftovers(&mut self) -> Vec<String> {
+        let daemon = self.daemon.runs().then(|| self.daemon.pid());
+        let mut found = leftovers::list(&self.place, daemon, &[self.run_dir(), self.netns_dir()]);
+        let files = self.files();
+        found.extend(
+            files.difference(&self.own_files).map(|path| format!("file {}", path.display())),
+        );
+        found
+    }
+
+    /// The command that starts this node's daemon, for tests that look at a start that fails.
+    pub fn command(&self) -> Command {
+        let folder = self.place.folder();
+        let mut command = self.place.command_in_cgroup(&binary("cria"));
+        command
+            .args(["--config".as_ref(), folder.join("cria.toml").as_os_str()])
+            .args(["--config-dir".as_ref(), folder.join("cria.toml.d").as_os_str()])
+            .args(["--root".as_ref(), self.root().as_os_str()])
+            .args(["--run-dir".as_ref(), self.run_dir().as_os_str()])
+            .args(["--listen".as_ref(), self.socket().as_os_str()])
+            .args(["--registries-conf".as_ref(), folder.join("registries.conf").as_os_str()])
+            .args(["--netns-dir".as_ref(), self.netns_dir().as_os_str()])
+            .args(["--cni-conf-dir".as_ref(), self.cni_conf_dir().as_os_str()])
+            .args(["--cni-bin-dir", network::CNI_PLUGINS])
+            .args(["--monitor".as_ref(), binary("cria-monitor").as_os_str()])
+            .args(["--log-level", "debug"])
+            .args(&self.setup.arguments)
+            .envs(self.setup.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// The files and folders of the daemon, down to those of one object.
+    fn files(&self) -> BTreeSet<PathBuf> {
+        let mut found = BTreeSet::new();
+        for folder in [self.root(), self.run_dir(), self.netns_dir()] {
+            collect(&folder, 3, &mut found);
+        }
+        found.retain(|path| !IMAGES.iter().any(|name| path.starts_with(self.root().join(name))));
+        found
+    }
+}
+
+impl Setup {
+    /// Images named `address/...` come from `registry`, over plain HTTP.
+    #[must_use]
+    pub fn registry(self, registry: &Registry) -> Self {
+        self.mapped(registry.address(), registry)
+    }
+
+    /// Images named `prefix/...` come from `registry` under the same repository.
+    #[must_use]
+    pub fn mapped(mut self, prefix: &str, registry: &Registry) -> Self {
+        let location = registry.address();
+        self.registries += &format!(
+            "[[registry]]\nprefix = \"{prefix}\"\nlocation = \"{location}\"\ninsecure = true\n\n"
+        );
+        self
+    }
+
+    /// More of registries.conf, as it is.
+    #[must_use]
+    pub fn registries(mut self, text: &str) -> Self {
+        self.registries += text;
+        self
+    }
+
+    /// More of the command line.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    /// The configuration file; empty if not called.
+    #[must_use]
+    pub fn config(mut self, text: &str) -> Self {
+        self.config = text.to_owned();
+        self
+    }
+
+    /// Makes the node and starts its daemon.
+    #[track_caller]
+    pub fn start(self) -> Node {
+        let mut node = self.prepare();
+        node.resume();
+        node.own_files = node.files();
+        node
+    }
+
+    /// Makes the node and does not start its daemon.
+    pub fn prepare(self) -> Node {
+        let place = Place::take();
+        let folder = place.folder();
+        for name in ["root", "run", "netns", "logs", "cria.toml.d"] {
+            place.make(name);
+        }
+        network::configure(&place);
+        fs_err::write(folder.join("cria.toml"), &self.config).expect("own folder");
+        fs_err::write(folder.join("registries.conf"), &self.registries).expect("own folder");
+        Node {
+            daemon: Daemon::new("cria", folder.join("cria.log")),
+            cri: Cri::connect(&folder.join("cria.sock")),
+            setup: self,
+            own_files: BTreeSet::new(),
+            place,
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.daemon.runs() {
+            let cri = self.cri.clone();
+            if let Some(Err(status)) = elsewhere(move || cri.remove_all_pods()) {
+                eprintln!("cria does not list its pods: {status}");
+            }
+            // If it does not end by itself, it is killed with all the rest.
+            let _ = elsewhere(|| self.daemon.terminate(ENDED));
+        }
+        self.daemon.kill9();
+        let left = leftovers::remove(&self.place);
+        assert!(left.is_empty() || thread::panicking(), "cannot be removed: {left:#?}");
+    }
+}
+
+fn collect(folder: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) {
+    for entry in folder.read_dir().into_iter().flatten().flatten() {
+        if depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), depth - 1, found);
+        }
+        found.insert(entry.path());
+    }
+}
