@@ -9,6 +9,7 @@ pub mod blocking;
 pub mod busybox;
 pub mod containerd;
 pub mod cri;
+pub mod critest;
 pub mod critest_images;
 pub mod daemon;
 pub mod image;
