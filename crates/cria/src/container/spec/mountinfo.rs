@@ -25,7 +25,7 @@ impl MountTable {
     }
 
     /// A line that is not of the format is skipped.
-    fn parse(text: &[u8]) -> Self {
+    pub(super) fn parse(text: &[u8]) -> Self {
         Self(text.split(|&byte| byte == b'\n').filter_map(mount).collect())
     }
 

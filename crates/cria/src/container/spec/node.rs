@@ -1,6 +1,7 @@
 //! What the specs of all containers on a node depend on: looked up once, when the daemon starts.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use oci_spec::runtime::PosixRlimit;
 
@@ -19,6 +20,9 @@ pub(crate) struct NodeFacts {
     pub(crate) recursive_read_only: bool,
     /// Whether the kernel accounts swap to cgroups (`memory.swap.max`, `memory.memsw.*`).
     pub(crate) swap_accounting: bool,
+    /// Where cria's own mounts are (its directories, the network namespaces), without symbolic
+    /// links.
+    pub(crate) own_dirs: Vec<PathBuf>,
     /// Whether there is a hugetlb cgroup controller.
     pub(crate) hugetlb: bool,
     pub(crate) apparmor: bool,

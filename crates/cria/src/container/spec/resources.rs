@@ -143,3 +143,151 @@ fn positive(value: i64) -> Option<u64> {
 fn text(value: &str) -> Option<String> {
     (!value.is_empty()).then(|| value.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::node;
+    use super::*;
+
+    fn full() -> Resources {
+        Resources {
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpu_shares: 512,
+            memory_limit_bytes: 1 << 20,
+            memory_swap_limit_bytes: 2 << 20,
+            oom_score_adj: 500,
+            cpuset_cpus: "0-1".into(),
+            cpuset_mems: "0".into(),
+            hugepage_limits: vec![("2MB".into(), 4 << 20)],
+            unified: BTreeMap::from([("memory.low".into(), "1".into())]),
+        }
+    }
+
+    #[test]
+    fn an_update_changes_what_it_says_and_nothing_else() {
+        assert_eq!(merge(&full(), &Resources::default()), full());
+        type Change = (&'static str, fn(&mut Resources));
+        let changes: [Change; 10] = [
+            ("period", |r| r.cpu_period = 10_000),
+            ("quota", |r| r.cpu_quota = -1),
+            ("shares", |r| r.cpu_shares = 2),
+            ("memory", |r| r.memory_limit_bytes = -1),
+            ("swap", |r| r.memory_swap_limit_bytes = -1),
+            ("cpus", |r| r.cpuset_cpus = "3".into()),
+            ("mems", |r| r.cpuset_mems = "1".into()),
+            ("huge pages", |r| r.hugepage_limits = vec![("2MB".into(), 0)]),
+            ("unified", |r| drop(r.unified.insert("memory.low".into(), "2".into()))),
+            ("all at once", |r| {
+                r.cpu_shares = 7;
+                r.cpuset_cpus = "1".into();
+            }),
+        ];
+        for (what, change) in changes {
+            let (mut update, mut expected) = (Resources::default(), full());
+            change(&mut update);
+            change(&mut expected);
+            assert_eq!(merge(&full(), &update), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn keyed_limits_are_merged_key_by_key() {
+        let update = Resources {
+            hugepage_limits: vec![("1GB".into(), 7)],
+            unified: BTreeMap::from([("memory.high".into(), "9".into())]),
+            ..Default::default()
+        };
+        let merged = merge(&full(), &update);
+        assert_eq!(merged.hugepage_limits, [("2MB".into(), 4 << 20), ("1GB".into(), 7)]);
+        let keys: Vec<_> = merged.unified.keys().collect();
+        assert_eq!(keys, ["memory.high", "memory.low"]);
+    }
+
+    #[test]
+    fn an_update_leaves_the_process_oom_score_alone() {
+        let update = Resources { oom_score_adj: 1, ..Default::default() };
+        assert_eq!(merge(&full(), &update).oom_score_adj, 500);
+    }
+
+    #[test]
+    fn what_is_not_given_is_not_in_the_spec() {
+        let spec = for_update(&Resources::default(), &node());
+        assert_eq!(serde_json::to_string(&spec).unwrap(), "{}");
+    }
+
+    #[test]
+    fn everything_given_is_in_the_spec_as_far_as_the_node_has_it() {
+        use serde_json::json;
+        let on = |change: fn(&mut NodeFacts)| {
+            let mut node = node();
+            change(&mut node);
+            serde_json::to_value(for_update(&full(), &node)).unwrap()
+        };
+        let all = json!({
+            "cpu": {
+                "shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0-1", "mems": "0",
+            },
+            "memory": {"limit": 1 << 20, "swap": 2 << 20},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}],
+            "unified": {"memory.low": "1"},
+        });
+        let without = |pointer: &str, key: &str| {
+            let mut spec = all.clone();
+            spec.pointer_mut(pointer).unwrap().as_object_mut().unwrap().remove(key).unwrap();
+            spec
+        };
+        assert_eq!(on(|_| {}), all);
+        assert_eq!(on(|node| node.cgroups = CgroupVersion::V1), without("", "unified"));
+        assert_eq!(on(|node| node.hugetlb = false), without("", "hugepageLimits"));
+        assert_eq!(on(|node| node.swap_accounting = false), without("/memory", "swap"));
+    }
+
+    #[test]
+    fn a_container_with_a_memory_limit_alone_gets_no_swap() {
+        for (limit, swap, expected) in [
+            (0, 0, (None, None)),
+            (5, 0, (Some(5), Some(5))),
+            (5, 7, (Some(5), Some(7))),
+            (5, -1, (Some(5), Some(-1))),
+            (-1, 0, (Some(-1), Some(-1))),
+        ] {
+            let resources = Resources {
+                memory_limit_bytes: limit,
+                memory_swap_limit_bytes: swap,
+                ..Default::default()
+            };
+            let memory = memory(&resources, &node()).unwrap_or_default();
+            assert_eq!((memory.limit(), memory.swap()), expected, "{limit} {swap}");
+        }
+    }
+
+    #[test]
+    fn the_oom_score_is_clamped_to_the_nodes_floor_and_checked() {
+        for (asked, floor, given) in [
+            (0, -1000, Some(0)),
+            (-998, -1000, Some(-998)),
+            (-998, 0, Some(0)),
+            (300, 0, Some(300)),
+            (1000, 0, Some(1000)),
+            (1001, 0, None),
+            (-1001, -1000, None),
+        ] {
+            let resources = Resources { oom_score_adj: asked, ..Default::default() };
+            let mut node = node();
+            node.oom_score_adj_floor = floor;
+            assert_eq!(oom_score_adj(&resources, &node).ok(), given, "{asked} {floor}");
+        }
+    }
+
+    #[test]
+    fn a_new_container_also_has_a_limit_of_tasks_and_rules_for_devices() {
+        let rules = vec![LinuxDeviceCgroup::default()];
+        let spec = for_create(&Resources::default(), rules.clone(), &node());
+        assert_eq!(spec.pids().map(|pids| pids.limit()), Some(500));
+        assert_eq!(spec.devices().as_ref(), Some(&rules));
+        let mut node = node();
+        node.pids_limit = None;
+        assert_eq!(*for_create(&Resources::default(), rules, &node).pids(), None);
+    }
+}

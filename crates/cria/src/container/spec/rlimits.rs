@@ -69,3 +69,39 @@ fn wanted(nofile: Rlimit, threads_max: u64) -> [(PosixRlimitType, Resource, Rlim
         (Type::RlimitStack, Resource::RLIMIT_STACK, Rlimit { soft: mib(8), hard: UNLIMITED }),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_limit_the_kernel_has_is_set_once() {
+        let limits = wanted(Rlimit::NONE, 1000);
+        let names: BTreeSet<_> = limits.iter().map(|(typ, ..)| typ.to_string()).collect();
+        let kernel = fs_err::read_to_string("/proc/self/limits").unwrap();
+        assert_eq!(names.len(), kernel.lines().count() - 1, "{names:?}");
+        for (typ, resource, _) in limits {
+            assert_eq!(typ.to_string().to_uppercase(), format!("{resource:?}"));
+        }
+    }
+
+    #[test]
+    fn a_limit_is_lowered_to_a_hard_one_that_cannot_be_raised() {
+        let nofile = Rlimit { soft: 1024, hard: 524_288 };
+        for (own, soft, hard) in [(UNLIMITED, 1024, 524_288), (2000, 1024, 2000), (9, 9, 9)] {
+            assert_eq!(nofile.lowered_to(own), Rlimit { soft, hard }, "{own}");
+        }
+    }
+
+    #[test]
+    fn the_limits_of_this_node_can_be_set_by_a_process_of_it() {
+        for limit in look_up(Rlimit::NONE, false).unwrap() {
+            assert!(limit.soft() <= limit.hard(), "{limit:?}");
+            if limit.typ() == PosixRlimitType::RlimitNofile {
+                assert_eq!(limit.hard(), getrlimit(Resource::RLIMIT_NOFILE).unwrap().1);
+            }
+        }
+    }
+}

@@ -104,6 +104,7 @@ pub(super) fn node() -> NodeFacts {
         pids_limit: Some(500),
         recursive_read_only: true,
         swap_accounting: true,
+        own_dirs: Vec::new(),
         hugetlb: true,
         apparmor: false,
         selinux: false,

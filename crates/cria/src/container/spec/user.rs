@@ -245,3 +245,161 @@ fn open(root: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
     }
     opened
 }
+
+#[cfg(test)]
+mod tests {
+    use fs_err as fs;
+
+    use super::*;
+
+    const PASSWD_TEXT: &str = "\
+root:x:0:0:root:/root:/bin/sh
+broken line
+app:x:1000:2000:An app:/srv/app:/bin/false
+dup:x:1000:9:second of a uid:/other:
+homeless:x:7:7:::
+";
+    const GROUP_TEXT: &str = "\
+root:x:0:
+wheel:x:10:root,app
+app:x:2000:app
+staff:x:50000:app, homeless
+bad:x:many:app
+";
+
+    fn accounts() -> Accounts {
+        Accounts { passwd: PASSWD_TEXT.into(), group: GROUP_TEXT.into() }
+    }
+
+    struct Ask {
+        user: Option<i64>,
+        group: Option<i64>,
+        name: &'static str,
+        image: &'static str,
+    }
+
+    const NOTHING: Ask = Ask { user: None, group: None, name: "", image: "" };
+
+    fn find(accounts: &Accounts, ask: &Ask) -> Result<User, SpecError> {
+        let security = SecurityContext {
+            run_as_user: ask.user,
+            run_as_group: ask.group,
+            run_as_username: ask.name.into(),
+            ..Default::default()
+        };
+        accounts.find(&security, ask.image)
+    }
+
+    #[test]
+    fn the_request_decides_who_runs_then_the_image_then_root() {
+        let root = (0, 0, &[0, 10][..], "/root");
+        let app = (1000, 2000, &[2000, 10, 50000][..], "/srv/app");
+        for (ask, (uid, gid, gids, home)) in [
+            (NOTHING, root),
+            (Ask { image: "app", ..NOTHING }, app),
+            (Ask { image: "1000", ..NOTHING }, app),
+            (Ask { image: "app:", ..NOTHING }, app),
+            (Ask { image: "app:wheel", ..NOTHING }, (1000, 10, &[10, 2000, 50000], "/srv/app")),
+            (Ask { image: "app:77", ..NOTHING }, (1000, 77, &[77, 10, 2000, 50000], "/srv/app")),
+            (Ask { image: "4000:staff", ..NOTHING }, (4000, 50000, &[50000], "/")),
+            (Ask { image: "4000:5000", ..NOTHING }, (4000, 5000, &[5000], "/")),
+            (Ask { image: ":5000", ..NOTHING }, (0, 5000, &[5000, 10], "/root")),
+            (Ask { image: "homeless", ..NOTHING }, (7, 7, &[7, 50000], "/")),
+            (Ask { user: Some(1000), image: "nobody:x", ..NOTHING }, app),
+            (Ask { user: Some(4000), image: "app:app", ..NOTHING }, (4000, 0, &[0], "/")),
+            (Ask { user: Some(0), group: Some(5), ..NOTHING }, (0, 5, &[5, 10], "/root")),
+            (Ask { name: "app", image: "root:wheel", ..NOTHING }, app),
+            (Ask { name: "1000", ..NOTHING }, app),
+            (Ask { name: "app", user: Some(7), ..NOTHING }, app),
+        ] {
+            let what = format!("{:?} {:?} {:?} {:?}", ask.user, ask.group, ask.name, ask.image);
+            let user = find(&accounts(), &ask).expect(&what);
+            assert_eq!(
+                (user.uid, user.gid, &*user.additional_gids, &*user.home),
+                (uid, gid, gids, home),
+                "{what}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_user_is_an_error_that_says_what_is_wrong_and_where() {
+        for (ask, parts) in [
+            (Ask { image: "nobody", ..NOTHING }, ["\"nobody\"", "/etc/passwd"]),
+            (Ask { image: "app:nogroup", ..NOTHING }, ["\"nogroup\"", "/etc/group"]),
+            (Ask { image: "app:bad", ..NOTHING }, ["\"bad\"", "/etc/group"]),
+            (Ask { image: "99999999999", ..NOTHING }, ["99999999999", "image"]),
+            (Ask { name: "nobody", ..NOTHING }, ["\"nobody\"", "/etc/passwd"]),
+            (Ask { user: Some(-1), ..NOTHING }, ["run_as_user", "-1"]),
+            (Ask { user: Some(4_294_967_295), ..NOTHING }, ["run_as_user", "4294967295"]),
+            (Ask { user: Some(1), group: Some(-2), ..NOTHING }, ["run_as_group", "-2"]),
+            (Ask { group: Some(5), image: "app", ..NOTHING }, ["run_as_group", "without a user"]),
+        ] {
+            let error = find(&accounts(), &ask).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+
+    #[test]
+    fn groups_of_the_image_are_left_out_if_the_policy_is_strict() {
+        use SupplementalGroupsPolicy::{Merge, Strict};
+        for (policy, user, expected) in [
+            (Merge, 1000, &[2000, 10, 50000, 60000][..]),
+            (Strict, 1000, &[2000, 60000, 10]),
+            (Merge, 4000, &[0, 60000, 10]),
+            (Strict, 4000, &[0, 60000, 10]),
+        ] {
+            let security = SecurityContext {
+                run_as_user: Some(user),
+                supplemental_groups: vec![60000, 10, 60000],
+                supplemental_groups_policy: policy,
+                ..Default::default()
+            };
+            let found = accounts().find(&security, "").unwrap();
+            assert_eq!(found.additional_gids, expected, "{policy:?} {user}");
+        }
+    }
+
+    fn image(passwd: impl FnOnce(&Path)) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        passwd(&root.path().join(PASSWD));
+        root
+    }
+
+    fn of_app(root: &Path) -> Result<User, SpecError> {
+        look_up(root, &SecurityContext::default(), "app")
+    }
+
+    #[test]
+    fn links_of_the_image_lead_back_into_it() {
+        for target in ["/real", "../../../../real", "../real"] {
+            let root = image(|passwd| std::os::unix::fs::symlink(target, passwd).unwrap());
+            fs::write(root.path().join("real"), PASSWD_TEXT).unwrap();
+            assert_eq!(of_app(root.path()).unwrap().uid, 1000, "{target}");
+        }
+        // The host has that file, the image does not.
+        let root = image(|passwd| std::os::unix::fs::symlink("/etc/hostname", passwd).unwrap());
+        assert!(of_app(root.path()).unwrap_err().to_string().contains("\"app\""));
+    }
+
+    #[test]
+    fn an_image_without_the_files_knows_ids_only() {
+        let root = tempfile::tempdir().unwrap();
+        let user = look_up(root.path(), &SecurityContext::default(), "5:6").unwrap();
+        assert_eq!((user.uid, user.gid, &*user.home), (5, 6, "/"));
+        assert!(of_app(root.path()).is_err());
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_large_is_refused_without_waiting_for_it() {
+        let fifo =
+            image(|passwd| nix::unistd::mkfifo(passwd, nix::sys::stat::Mode::S_IRWXU).unwrap());
+        assert!(of_app(fifo.path()).unwrap_err().to_string().contains("not a file"));
+        let directory = image(|passwd| fs::create_dir(passwd).unwrap());
+        assert!(of_app(directory.path()).unwrap_err().to_string().contains("not a file"));
+        let large =
+            image(|passwd| fs::File::create(passwd).unwrap().set_len(MAX_BYTES + 1).unwrap());
+        assert!(of_app(large.path()).unwrap_err().to_string().contains("larger"));
+    }
+}

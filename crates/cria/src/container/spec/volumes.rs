@@ -53,7 +53,21 @@ pub(crate) fn look_up(
         let table = MountTable::read().map_err(SpecError::io("read the mount table"))?;
         volumes.iter().try_for_each(|volume| check_propagation(volume, &table))?;
     }
+    volumes.iter_mut().for_each(|volume| let_go_of_own_mounts(volume, &node.own_dirs));
     Ok(volumes)
+}
+
+/// A private copy of a tree with cria's mounts in it (an agent's `hostPath: /`) would hold other
+/// pods' file systems and namespaces after their end; in a slave they vanish with the host's. A
+/// recursively read-only one must stay private: what came in later would be writable.
+fn let_go_of_own_mounts(volume: &mut Volume, own_dirs: &[PathBuf]) {
+    let holds_own = own_dirs.iter().any(|own| own.starts_with(&volume.source));
+    if holds_own
+        && volume.propagation == Propagation::Private
+        && volume.access != Access::RecursivelyReadOnly
+    {
+        volume.propagation = Propagation::HostToContainer;
+    }
 }
 
 /// A missing source is made, as a directory: the kubelet relies on it for `hostPath` volumes
@@ -160,4 +174,171 @@ fn check_propagation(volume: &Volume, table: &MountTable) -> Result<(), SpecErro
         mount_point.display()
     );
     Err(SpecError::not_here(what, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::node;
+    use super::*;
+    use crate::container::config::{IdMapping, ImageRequest};
+
+    fn mount(host_path: &Path, container_path: &str) -> Mount {
+        Mount {
+            container_path: container_path.into(),
+            host_path: host_path.to_str().unwrap().into(),
+            ..Default::default()
+        }
+    }
+
+    fn check_one(mount: &Mount) -> Result<Volume, SpecError> {
+        check(mount, &BTreeMap::new(), &node())
+    }
+
+    #[test]
+    fn a_destination_is_absolute_clean_and_not_the_root() {
+        for (path, clean) in [
+            ("/a", Some("/a")),
+            ("/a/", Some("/a")),
+            ("//a/./b", Some("/a/b")),
+            ("/a/../../b", Some("/b")),
+            ("/", None),
+            ("/a/..", None),
+            ("a", None),
+            ("", None),
+        ] {
+            assert_eq!(destination(path).ok(), clean.map(PathBuf::from), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_mount_is_recursively_read_only_only_if_it_is_read_only_private_and_the_node_can() {
+        use Propagation::{Bidirectional, HostToContainer, Private};
+        let cases = [
+            (true, Private, true, "ok"),
+            (true, Private, false, "node"),
+            (false, Private, true, "invalid"),
+            (true, HostToContainer, true, "invalid"),
+            (true, Bidirectional, true, "invalid"),
+        ];
+        for (readonly, propagation, node_can, expected) in cases {
+            let mount = Mount {
+                readonly,
+                propagation,
+                recursive_read_only: true,
+                ..mount(Path::new("/x"), "/x")
+            };
+            let mut node = node();
+            node.recursive_read_only = node_can;
+            let found = match access(&mount, &node) {
+                Ok(Access::RecursivelyReadOnly) => "ok",
+                Err(SpecError::Invalid { field: "recursive_read_only", .. }) => "invalid",
+                Err(SpecError::NotOnThisNode { .. }) => "node",
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(found, expected, "{readonly} {propagation:?} {node_can}");
+        }
+    }
+
+    #[test]
+    fn an_image_volume_is_where_it_was_mounted_and_read_only() {
+        let request = Mount {
+            container_path: "/models".into(),
+            image: Some(ImageRequest::default()),
+            ..Default::default()
+        };
+        let images = BTreeMap::from([("/models".to_owned(), PathBuf::from("/mnt/image"))]);
+        let volume = check(&request, &images, &node()).unwrap();
+        assert_eq!(volume.source, Path::new("/mnt/image"));
+        assert_eq!(volume.access, Access::ReadOnly);
+        assert!(check_one(&request).is_err());
+    }
+
+    #[test]
+    fn only_the_options_that_take_rights_away_are_let_through() {
+        let with = |options: &[&str]| Mount {
+            mount_options: options.iter().map(|&option| option.to_owned()).collect(),
+            ..mount(Path::new("/x"), "/x")
+        };
+        assert_eq!(
+            check_one(&with(&["noexec", "nosuid", "nodev"])).unwrap().options,
+            ["noexec", "nosuid", "nodev"]
+        );
+        for wrong in ["exec", "suid", "rw", "ro", "shared", ""] {
+            let error = check_one(&with(&["noexec", wrong])).unwrap_err();
+            assert!(matches!(error, SpecError::Invalid { field: "mount_options", .. }), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn id_mappings_and_relative_paths_are_refused() {
+        let mapped =
+            Mount { uid_mappings: vec![IdMapping::default()], ..mount(Path::new("/x"), "/x") };
+        assert!(matches!(check_one(&mapped), Err(SpecError::NotOnThisNode { .. })));
+        let relative = mount(Path::new("x"), "/x");
+        assert!(matches!(check_one(&relative), Err(SpecError::Invalid { .. })));
+    }
+
+    #[test]
+    fn propagation_is_refused_where_the_host_would_not_propagate() {
+        use Propagation::{Bidirectional, HostToContainer, Private};
+        let table = MountTable::parse(
+            b"1 0 0:1 / / rw - ext4 d rw\n2 1 0:2 / /shared rw shared:1 - ext4 d rw\n\
+              3 1 0:3 / /slave rw master:1 - ext4 d rw\n",
+        );
+        for (source, propagation, fine) in [
+            ("/private", Private, true),
+            ("/private", HostToContainer, false),
+            ("/private", Bidirectional, false),
+            ("/shared/x", HostToContainer, true),
+            ("/shared/x", Bidirectional, true),
+            ("/slave", HostToContainer, true),
+            ("/slave", Bidirectional, false),
+        ] {
+            let mut volume = check_one(&mount(Path::new(source), "/x")).unwrap();
+            volume.propagation = propagation;
+            let checked = check_propagation(&volume, &table);
+            assert_eq!(checked.is_ok(), fine, "{source} {propagation:?}: {checked:?}");
+            if let Err(error) = checked {
+                assert!(error.to_string().contains(source), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_source_is_made_if_missing_and_its_symbolic_links_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir_path = dir.path().canonicalize().unwrap();
+        let target = dir_path.join("target");
+        fs::write(&target, "").unwrap();
+        std::os::unix::fs::symlink("target", dir_path.join("link")).unwrap();
+        let missing = dir_path.join("missing/deep");
+        let under_file = target.join("x");
+
+        let look_up = |path: &Path| look_up(&[mount(path, "/x")], &BTreeMap::new(), &node());
+        assert_eq!(look_up(&dir_path.join("link")).unwrap()[0].source, target);
+        assert_eq!(look_up(&missing).unwrap()[0].source, missing);
+        assert!(missing.is_dir());
+        assert!(matches!(look_up(&under_file), Err(SpecError::Io { .. })));
+    }
+
+    #[test]
+    fn a_copy_of_our_own_mounts_follows_the_hosts() {
+        use Propagation::{Bidirectional, HostToContainer, Private};
+        let own = [PathBuf::from("/run/cria")];
+        let read_write = Access::ReadWrite;
+        for (source, access, asked, given) in [
+            ("/", read_write, Private, HostToContainer),
+            ("/run", Access::ReadOnly, Private, HostToContainer),
+            ("/run/cria", read_write, Private, HostToContainer),
+            ("/run/cria/x", read_write, Private, Private),
+            ("/var", read_write, Private, Private),
+            ("/", read_write, Bidirectional, Bidirectional),
+            ("/", Access::RecursivelyReadOnly, Private, Private),
+        ] {
+            let mut volume = check_one(&mount(Path::new(source), "/x")).unwrap();
+            (volume.access, volume.propagation) = (access, asked);
+            let_go_of_own_mounts(&mut volume, &own);
+            assert_eq!(volume.propagation, given, "{source} {access:?} {asked:?}");
+        }
+    }
 }
