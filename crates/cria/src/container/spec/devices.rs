@@ -169,3 +169,119 @@ fn access(permissions: &str) -> Result<&str, SpecError> {
     let reason = format!("{permissions:?} is not one or more of r, w, m");
     Err(SpecError::invalid("permissions of a device", reason))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{FileType, Mode, makedev, mknodat};
+
+    use super::*;
+
+    fn make(path: &Path, kind: FileType, minor: u32) {
+        let mode = Mode::from_raw_mode(0o640);
+        mknodat(rustix::fs::CWD, path, kind, mode, makedev(7, minor)).unwrap();
+    }
+
+    /// `a` and `sub/b` are devices; the rest is what else there is in a /dev.
+    fn dev() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        make(&dir.path().join("a"), FileType::BlockDevice, 1);
+        make(&dir.path().join("sub/b"), FileType::CharacterDevice, 2);
+        make(&dir.path().join("console"), FileType::CharacterDevice, 3);
+        make(&dir.path().join("ptmx"), FileType::CharacterDevice, 4);
+        make(&dir.path().join("fifo"), FileType::Fifo, 0);
+        fs::write(dir.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
+        // Another file system: /proc has no devices, but the walk would be long.
+        std::os::unix::fs::symlink("/proc", dir.path().join("proc")).unwrap();
+        dir
+    }
+
+    fn device(host_path: &Path, container_path: &str, permissions: &str) -> Device {
+        Device {
+            host_path: host_path.to_str().unwrap().into(),
+            container_path: container_path.into(),
+            permissions: permissions.into(),
+        }
+    }
+
+    fn paths(devices: &[HostDevice]) -> Vec<&str> {
+        devices.iter().map(|device| device.path.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_device_keeps_its_number_owner_and_mode_under_its_new_path() {
+        let dev = dev();
+        for host_path in ["a", "link"] {
+            let found = look_up(&[device(&dev.path().join(host_path), "/dev/x", "rw")]).unwrap();
+            let expected = HostDevice {
+                path: "/dev/x".into(),
+                kind: LinuxDeviceType::B,
+                major: 7,
+                minor: 1,
+                mode: 0o640,
+                uid: 0,
+                gid: 0,
+                access: "rw".into(),
+            };
+            assert_eq!(found, [expected], "{host_path}");
+        }
+    }
+
+    #[test]
+    fn a_directory_stands_for_the_devices_in_it() {
+        let dev = dev();
+        let found = look_up(&[device(dev.path(), "/dev/d", "r")]).unwrap();
+        let expected = ["/dev/d/a", "/dev/d/console", "/dev/d/ptmx", "/dev/d/sub/b"];
+        assert_eq!(paths(&found), expected);
+        assert!(found.iter().all(|device| device.access == "r"));
+    }
+
+    #[test]
+    fn a_privileged_container_has_the_hosts_devices_but_not_its_terminals() {
+        let dev = dev();
+        assert_eq!(paths(&of_host(dev.path()).unwrap()), ["/dev/a", "/dev/sub/b"]);
+        let host = of_host(Path::new("/dev")).unwrap();
+        let host = paths(&host);
+        assert!(host.contains(&"/dev/null"), "{host:?}");
+        let hidden = ["/dev/pts/", "/dev/shm/", "/dev/mqueue/"];
+        assert!(!host.iter().any(|path| hidden.iter().any(|hidden| path.starts_with(hidden))));
+    }
+
+    #[test]
+    fn a_request_for_what_is_no_device_is_refused() {
+        let dev = dev();
+        for (host_path, container_path, permissions) in [
+            ("file", "/dev/x", "rw"),
+            ("fifo", "/dev/x", "rw"),
+            ("missing", "/dev/x", "rw"),
+            ("a", "dev/x", "rw"),
+            ("a", "/dev/x", ""),
+            ("a", "/dev/x", "rx"),
+        ] {
+            let request = device(&dev.path().join(host_path), container_path, permissions);
+            assert!(look_up(&[request]).is_err(), "{host_path} {container_path} {permissions}");
+        }
+        assert!(look_up(&[device(Path::new("dev/null"), "/dev/x", "r")]).is_err());
+    }
+
+    #[test]
+    fn all_is_denied_but_what_is_asked_for_unless_privileged() {
+        let dev = dev();
+        let devices = look_up(&[device(&dev.path().join("a"), "/dev/x", "r")]).unwrap();
+        let json = |privileged| serde_json::to_value(rules(&devices, privileged)).unwrap();
+        let rule = serde_json::json!(
+            {"allow": true, "type": "b", "major": 7, "minor": 1, "access": "r"}
+        );
+        assert_eq!(json(false), serde_json::json!([{"allow": false, "access": "rwm"}, rule]));
+        assert_eq!(json(true), serde_json::json!([{"allow": true, "access": "rwm"}]));
+    }
+
+    #[test]
+    fn of_two_devices_at_one_path_the_last_is_made() {
+        let dev = dev();
+        let asked = ["a", "sub/b"].map(|name| device(&dev.path().join(name), "/dev/x", "r"));
+        let nodes = nodes(&look_up(&asked).unwrap());
+        assert_eq!(nodes.iter().map(|node| node.minor()).collect::<Vec<_>>(), [2]);
+    }
+}

@@ -153,3 +153,184 @@ fn selinux_label(request: &SpecRequest<'_>) -> Option<String> {
         .join(":")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
+
+    use super::super::tests::Parts;
+    use super::*;
+
+    fn list(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// The process of the spec, with an image of `config`.
+    fn process(
+        config: ConfigBuilder,
+        change: impl FnOnce(&mut Parts),
+    ) -> Result<Process, SpecError> {
+        let mut parts = Parts::new();
+        let config = config.build().unwrap();
+        parts.image = ImageConfigurationBuilder::default().config(config).build().unwrap();
+        change(&mut parts);
+        Ok(parts.build()?.process().clone().unwrap())
+    }
+
+    #[test]
+    fn the_command_line_follows_the_rules_of_kubernetes() {
+        for (entrypoint, cmd, command, args, expected) in [
+            ("e", "c", "", "", "e c"),
+            ("e", "c", "", "a", "e a"),
+            ("e", "c", "x", "", "x"),
+            ("e", "c", "x", "a", "x a"),
+            ("", "c", "", "", "c"),
+            ("", "c", "", "a", "a"),
+            ("e", "", "", "", "e"),
+            ("", "", "x", "a", "x a"),
+        ] {
+            let image = ConfigBuilder::default().entrypoint(list(entrypoint)).cmd(list(cmd));
+            let process = process(image, |parts| {
+                parts.config.command = list(command);
+                parts.config.args = list(args);
+            });
+            let found = process.unwrap().args().clone().unwrap().join(" ");
+            assert_eq!(found, expected, "{entrypoint:?} {cmd:?} {command:?} {args:?}");
+        }
+    }
+
+    #[test]
+    fn no_command_at_all_is_an_error_also_with_an_image_without_a_config() {
+        let error = process(ConfigBuilder::default(), |_| {}).unwrap_err();
+        assert!(matches!(error, SpecError::Invalid { field: "command", .. }), "{error}");
+        let mut parts = Parts::new();
+        parts.image = ImageConfigurationBuilder::default().build().unwrap();
+        assert!(parts.build().is_err());
+        parts.config.command = list("x");
+        assert_eq!(parts.build().unwrap().process().as_ref().unwrap().cwd().to_str(), Some("/"));
+    }
+
+    #[test]
+    fn the_working_directory_is_the_requests_or_the_images_and_always_absolute() {
+        for (of_image, asked, expected) in [
+            ("", "", "/"),
+            ("/img", "", "/img"),
+            ("img", "", "/img"),
+            ("/img", "/asked", "/asked"),
+            ("/img", "asked", "/asked"),
+        ] {
+            let image = ConfigBuilder::default().working_dir(of_image).cmd(list("c"));
+            let process = process(image, |parts| parts.config.working_dir = asked.into()).unwrap();
+            assert_eq!(process.cwd().to_str(), Some(expected), "{of_image:?} {asked:?}");
+        }
+    }
+
+    fn env_of(
+        of_image: &[&str],
+        asked: &[(&str, &str)],
+        change: impl FnOnce(&mut Parts),
+    ) -> Result<Vec<String>, SpecError> {
+        let of_image: Vec<String> = of_image.iter().map(|&entry| entry.to_owned()).collect();
+        let image = ConfigBuilder::default().env(of_image).cmd(list("c"));
+        let process = process(image, |parts| {
+            let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+            parts.config.envs = asked.iter().map(own).collect();
+            change(parts);
+        })?;
+        Ok(process.env().clone().unwrap())
+    }
+
+    #[test]
+    fn the_environment_is_made_of_defaults_image_and_request_in_this_order() {
+        let path = format!("PATH={PATH}");
+        let defaults = [&path, "HOSTNAME=host-of-pod", "HOME=/root"];
+        assert_eq!(env_of(&[], &[], |_| {}).unwrap(), defaults);
+        let of_image = ["A=1", "B=2=3", "novalue", "EMPTY=", "PATH=/img", "HOME=/img"];
+        let asked = [("B", "asked"), ("PATH", "/asked"), ("C", "x=y"), ("C", "last"), ("a b", "")];
+        assert_eq!(
+            env_of(&of_image, &asked, |_| {}).unwrap(),
+            [
+                "PATH=/asked",
+                "HOSTNAME=host-of-pod",
+                "A=1",
+                "B=asked",
+                "EMPTY=",
+                "HOME=/img",
+                "C=last",
+                "a b=",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_terminal_has_a_type_unless_the_image_has_another() {
+        let has = |of_image: &[&str], entry: &str| {
+            let env = env_of(of_image, &[], |parts| parts.config.tty = true).unwrap();
+            env.iter().any(|found| found == entry)
+        };
+        assert!(has(&[], "TERM=xterm"));
+        assert!(has(&["TERM=vt100"], "TERM=vt100"));
+        assert!(!env_of(&[], &[], |_| {}).unwrap().iter().any(|e| e.starts_with("TERM=")));
+    }
+
+    #[test]
+    fn what_no_process_could_be_given_is_refused() {
+        for (name, value) in [("", "x"), ("a=b", "x"), ("a\0", "x"), ("a", "x\0")] {
+            assert!(env_of(&[], &[(name, value)], |_| {}).is_err(), "{name:?} {value:?}");
+        }
+        let nul = process(ConfigBuilder::default(), |parts| parts.config.command = list("a\0b"));
+        assert!(nul.is_err());
+    }
+
+    #[test]
+    fn a_profile_the_kernel_cannot_enforce_is_refused_and_a_default_is_none() {
+        use SeccompProfile::{Localhost, RuntimeDefault, Unconfined};
+        let profile = |asked: Option<SeccompProfile>, kernel_has: bool| {
+            let process = process(ConfigBuilder::default().cmd(list("c")), |parts| {
+                parts.config.security.apparmor = asked;
+                parts.node.apparmor = kernel_has;
+            });
+            process.map(|process| process.apparmor_profile().clone())
+        };
+        for kernel_has in [false, true] {
+            for asked in [None, Some(RuntimeDefault), Some(Unconfined)] {
+                assert_eq!(profile(asked, kernel_has).unwrap(), None);
+            }
+        }
+        let local = Some(Localhost("mine".into()));
+        assert_eq!(profile(local.clone(), true).unwrap().as_deref(), Some("mine"));
+        assert!(matches!(profile(local, false), Err(SpecError::NotOnThisNode { .. })));
+    }
+
+    #[test]
+    fn a_selinux_label_is_given_where_the_kernel_has_selinux_and_one_is_asked_for() {
+        let asked = SelinuxOptions { kind: "spc_t".into(), ..Default::default() };
+        for (asked, kernel_has, expected) in [
+            (Some(asked.clone()), true, Some("system_u:system_r:spc_t:s0")),
+            (Some(asked), false, None),
+            (Some(SelinuxOptions::default()), true, None),
+            (None, true, None),
+        ] {
+            let process = process(ConfigBuilder::default().cmd(list("c")), |parts| {
+                parts.config.security.selinux = asked;
+                parts.node.selinux = kernel_has;
+            });
+            assert_eq!(process.unwrap().selinux_label().as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn an_exec_is_the_containers_process_with_another_command() {
+        let container = process(ConfigBuilder::default().cmd(list("c")), |parts| {
+            parts.config.tty = true;
+            parts.config.security.no_new_privs = true;
+        });
+        let container = container.unwrap();
+        assert_eq!(container.terminal(), Some(true));
+        let mut exec = for_exec(&container, list("ls -l"), Terminal::No);
+        assert_eq!(*exec.args(), Some(list("ls -l")));
+        assert_eq!(exec.terminal(), None);
+        exec.set_args(container.args().clone()).set_terminal(Some(true));
+        assert_eq!(exec, container);
+    }
+}
