@@ -1,6 +1,6 @@
 //! Whole specs: what matters of each kind of pod, and one that the OCI runtime runs.
 
-mod runc;
+mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
 

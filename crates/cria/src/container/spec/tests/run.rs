@@ -1,4 +1,4 @@
-//! A spec of ours, run by the real runc in a busybox root file system.
+//! Specs of ours, run by the real OCI runtimes in a busybox root file system.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
@@ -38,8 +38,9 @@ tried write_rw touch /rw/x
 tried write_rw_sub touch /rw/sub/x
 tried run_noexec /rw/run
 tried run_exec /exec/run
-tried write_sys touch /sys/fs/cgroup/x
-tried write_sysctl sh -c 'echo 0 > /sys/kernel/mm/ksm/run'
+access() { grep " $1 " /proc/mounts | cut -d' ' -f4 | cut -d, -f1; }
+say sys "$(access /sys)"
+say cgroups "$(access /sys/fs/cgroup/memory)"
 tried write_shm touch /dev/shm/x
 tried read_zero head -c 1 /dev/extra-zero
 say hosts "$(cat /etc/hosts)"
@@ -47,6 +48,8 @@ say cgroup "$(ls /sys/fs/cgroup/memory 2>/dev/null | grep -c '^memory.limit_in_b
 say limit "$(cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null)"
 say pids "$(cat /sys/fs/cgroup/pids/pids.max 2>/dev/null)"
 "#;
+
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
 struct Bundle {
     dir: TempDir,
@@ -64,7 +67,10 @@ impl Bundle {
             fs::create_dir_all(root.join(made)).unwrap();
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "id", "ls", "cat", "grep", "cut", "wc", "tr", "touch", "head"] {
+        for applet in [
+            "sh", "id", "ls", "cat", "grep", "cut", "wc", "tr", "touch", "head", "mount", "mkdir",
+            "readlink",
+        ] {
             fs::hard_link(root.join("bin/busybox"), root.join("bin").join(applet)).unwrap();
         }
         fs::write(root.join("secret"), "secret").unwrap();
@@ -81,6 +87,7 @@ impl Bundle {
             fs::write(path.join("run"), "#!/bin/sh\n").unwrap();
             fs::set_permissions(path.join("run"), PermissionsExt::from_mode(0o755)).unwrap();
         }
+        fs::create_dir_all(dir.path().join("shared")).unwrap();
         for file in ["resolv.conf", "hostname", "hosts"] {
             fs::write(dir.path().join(file), format!("our {file}")).unwrap();
         }
@@ -100,18 +107,26 @@ impl Bundle {
         }
     }
 
-    /// In a mount namespace with a mount beneath each of the volumes; `runc run` removes its
-    /// cgroups at the end.
-    fn run(&self, spec: &Spec) -> Output {
+    /// In a mount namespace with a mount beneath each of the volumes, and what is mounted in
+    /// `shared` seen by its peers; `run` removes the container's cgroups at the end.
+    fn run(&self, runtime: &str, spec: &Spec) -> Output {
         fs::write(self.path("config.json"), serde_json::to_vec(spec).unwrap()).unwrap();
         let script = r#"
             for volume in ro rro rw; do mount -t tmpfs -o mode=777 none "$1/$volume/sub"; done
-            exec runc --root "$1/state" run --bundle "$1" "$2"
+            mount -t tmpfs none "$1/shared"; mount --make-shared "$1/shared"
+            # Debian 12's crun takes a node with both versions of cgroups for one with the second.
+            if [ "$3" = crun ]; then umount /sys/fs/cgroup/unified 2>/dev/null || true; fi
+            "$3" --root "$1/state" run --bundle "$1" "$2"
+            if [ -d "$1/shared/new" ] && mountpoint -q "$1/shared/new"; then
+                echo propagated=yes
+            else
+                echo propagated=no
+            fi
         "#;
         Command::new("unshare")
             .args(["--mount", "sh", "-ec", script, "sh"])
             .arg(self.dir.path())
-            .arg(&self.id)
+            .args([&self.id, runtime])
             .output()
             .unwrap()
     }
@@ -120,9 +135,11 @@ impl Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         // Succeeds only if a failure left the container behind.
-        let mut delete = Command::new("runc");
-        delete.arg("--root").arg(self.path("state")).args(["delete", "--force", &self.id]);
-        drop(delete.output());
+        for runtime in RUNTIMES {
+            let mut delete = Command::new(runtime);
+            delete.arg("--root").arg(self.path("state")).args(["delete", "--force", &self.id]);
+            drop(delete.output());
+        }
     }
 }
 
@@ -156,7 +173,13 @@ fn told(output: &Output) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn a_container_run_by_runc_is_what_was_asked_for() {
+fn a_container_is_what_was_asked_for() {
+    for runtime in RUNTIMES {
+        check_ordinary(runtime);
+    }
+}
+
+fn check_ordinary(runtime: &str) {
     let bundle = Bundle::new();
     let mut parts = parts(&bundle);
     let config = &mut parts.config;
@@ -191,7 +214,7 @@ fn a_container_run_by_runc_is_what_was_asked_for() {
     parts.volumes = volumes::look_up(&parts.config.mounts, &BTreeMap::new(), &parts.node).unwrap();
     parts.devices = devices::look_up(&parts.config.devices).unwrap();
 
-    let told = told(&bundle.run(&parts.build().unwrap()));
+    let told = told(&bundle.run(runtime, &parts.build().unwrap()));
 
     let held = capabilities::of(&parts.config.security, &parts.node).unwrap().held;
     let held = mask(&held);
@@ -226,8 +249,8 @@ fn a_container_run_by_runc_is_what_was_asked_for() {
         ("write_rw_sub", "yes"),
         ("run_noexec", "no"),
         ("run_exec", "yes"),
-        ("write_sys", "no"),
-        ("write_sysctl", "no"),
+        ("sys", "ro"),
+        ("cgroups", "ro"),
         ("write_shm", "yes"),
         ("read_zero", "yes"),
         ("hosts", "our hosts"),
@@ -235,7 +258,7 @@ fn a_container_run_by_runc_is_what_was_asked_for() {
         ("limit", "67108864"),
         ("pids", "500"),
     ] {
-        assert_eq!(told.get(key).map(String::as_str), Some(expected), "{key}: {told:#?}");
+        assert_eq!(told.get(key).map(String::as_str), Some(expected), "{runtime} {key}: {told:#?}");
     }
 }
 
@@ -243,4 +266,56 @@ fn a_container_run_by_runc_is_what_was_asked_for() {
 fn mask(names: &BTreeSet<String>) -> String {
     let bits = names.iter().map(|name| 1_u64 << name.parse::<caps::Capability>().unwrap().index());
     format!("{:016x}", bits.sum::<u64>())
+}
+
+#[test]
+fn a_privileged_container_is_let_do_what_the_node_can() {
+    for runtime in RUNTIMES {
+        check_privileged(runtime);
+    }
+}
+
+fn check_privileged(runtime: &str) {
+    let script = r#"
+        mkdir /shared/new; mount -t tmpfs none /shared/new; echo mounted=$?
+        grep -q "^proc /proc proc ro" /proc/mounts; echo proc_readonly=$?
+        cat /sys/kernel/mm/ksm/run > /sys/kernel/mm/ksm/run; echo sysctl=$?
+        head -c 0 /dev/loop-control; echo device=$?
+        echo masked=$(wc -c < /secret)
+        echo held=$(grep CapEff: /proc/self/status | cut -f2)
+        echo pid_namespace=$(readlink /proc/self/ns/pid)
+    "#;
+    let bundle = Bundle::new();
+    let mut parts = parts(&bundle);
+    let config = &mut parts.config;
+    config.command = vec!["/bin/sh".into(), "-c".into(), script.into()];
+    config.security.privileged = true;
+    config.security.masked_paths = vec!["/secret".into()];
+    parts.namespaces.pid = PidNamespace::Host;
+    parts.devices = devices::of_host(Path::new("/dev")).unwrap();
+    parts.volumes = vec![Volume {
+        destination: "/shared".into(),
+        source: bundle.path("shared"),
+        access: volumes::Access::ReadWrite,
+        propagation: crate::container::config::Propagation::Bidirectional,
+        options: Vec::new(),
+    }];
+
+    let told = told(&bundle.run(runtime, &parts.build().unwrap()));
+
+    let host = fs::read_link("/proc/self/ns/pid").unwrap();
+    let host = host.to_str().unwrap();
+    let held = mask(&parts.node.capabilities);
+    for (key, expected) in [
+        ("mounted", "0"),
+        ("propagated", "yes"),
+        ("proc_readonly", "1"),
+        ("sysctl", "0"),
+        ("device", "0"),
+        ("masked", "6"),
+        ("held", &held),
+        ("pid_namespace", host),
+    ] {
+        assert_eq!(told.get(key).map(String::as_str), Some(expected), "{runtime} {key}: {told:#?}");
+    }
 }
