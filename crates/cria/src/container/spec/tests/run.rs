@@ -51,6 +51,10 @@ say pids "$(cat /sys/fs/cgroup/pids/pids.max 2>/dev/null)"
 
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
+/// Debian 12's crun takes a node with both versions of cgroups for one with the second.
+const HIDE_V2: &str =
+    r#"if [ "$3" = crun ]; then umount /sys/fs/cgroup/unified 2>/dev/null || true; fi"#;
+
 struct Bundle {
     dir: TempDir,
     id: String,
@@ -114,8 +118,6 @@ impl Bundle {
         let script = r#"
             for volume in ro rro rw; do mount -t tmpfs -o mode=777 none "$1/$volume/sub"; done
             mount -t tmpfs none "$1/shared"; mount --make-shared "$1/shared"
-            # Debian 12's crun takes a node with both versions of cgroups for one with the second.
-            if [ "$3" = crun ]; then umount /sys/fs/cgroup/unified 2>/dev/null || true; fi
             "$3" --root "$1/state" run --bundle "$1" "$2"
             if [ -d "$1/shared/new" ] && mountpoint -q "$1/shared/new"; then
                 echo propagated=yes
@@ -123,6 +125,12 @@ impl Bundle {
                 echo propagated=no
             fi
         "#;
+        self.shell(runtime, &format!("{HIDE_V2}\n{script}"))
+    }
+
+    /// Runs `script` in a mount namespace of its own: its arguments are the bundle's directory, the
+    /// container's id and the OCI runtime.
+    fn shell(&self, runtime: &str, script: &str) -> Output {
         Command::new("unshare")
             .args(["--mount", "sh", "-ec", script, "sh"])
             .arg(self.dir.path())
@@ -136,9 +144,8 @@ impl Drop for Bundle {
     fn drop(&mut self) {
         // Succeeds only if a failure left the container behind.
         for runtime in RUNTIMES {
-            let mut delete = Command::new(runtime);
-            delete.arg("--root").arg(self.path("state")).args(["delete", "--force", &self.id]);
-            drop(delete.output());
+            let delete = format!(r#"{HIDE_V2}; "$3" --root "$1/state" delete --force "$2""#);
+            drop(self.shell(runtime, &delete));
         }
     }
 }
@@ -315,6 +322,60 @@ fn check_privileged(runtime: &str) {
         ("masked", "6"),
         ("held", &held),
         ("pid_namespace", host),
+    ] {
+        assert_eq!(told.get(key).map(String::as_str), Some(expected), "{runtime} {key}: {told:#?}");
+    }
+}
+
+/// Starts nothing: the cgroup is there once the container is created.
+#[test]
+fn an_update_of_some_limits_leaves_the_others_in_the_cgroup_as_they_were() {
+    for runtime in RUNTIMES {
+        check_update(runtime);
+    }
+}
+
+fn check_update(runtime: &str) {
+    let bundle = Bundle::new();
+    let mut parts = parts(&bundle);
+    let resources = &mut parts.config.resources;
+    resources.memory_limit_bytes = 64 << 20;
+    resources.cpu_shares = 512;
+    resources.cpu_quota = 50_000;
+    resources.cpu_period = 100_000;
+    parts.config.command = vec!["/bin/sh".into()];
+    let update = crate::container::config::Resources {
+        memory_limit_bytes: 96 << 20,
+        // crun 1.8 writes "unlimited" as an unsigned number to a cgroup v1.
+        cpu_quota: if runtime == "crun" { 70_000 } else { -1 },
+        cpuset_cpus: "0".into(),
+        unified: BTreeMap::from([("memory.high".into(), "1".into())]),
+        ..Default::default()
+    };
+    let merged = resources::merge(&parts.config.resources, &update);
+    let json = serde_json::to_vec(&resources::for_update(&merged, &parts.node)).unwrap();
+    fs::write(bundle.path("update.json"), json).unwrap();
+    fs::write(bundle.path("config.json"), serde_json::to_vec(&parts.build().unwrap()).unwrap())
+        .unwrap();
+
+    let script = r#"
+        "$3" --root "$1/state" create --bundle "$1" "$2" </dev/null >"$1/output" 2>&1
+        "$3" --root "$1/state" update --resources "$1/update.json" "$2"
+        for file in memory/memory.limit_in_bytes cpu/cpu.shares cpu/cpu.cfs_quota_us \
+            cpu/cpu.cfs_period_us cpuset/cpuset.cpus pids/pids.max; do
+            echo "${file#*/}=$(cat /sys/fs/cgroup/${file%/*}/$2/${file#*/})"
+        done
+        "$3" --root "$1/state" delete --force "$2"
+    "#;
+    let told = told(&bundle.shell(runtime, &format!("{HIDE_V2}\n{script}")));
+    let quota = update.cpu_quota.to_string();
+    for (key, expected) in [
+        ("memory.limit_in_bytes", "100663296"),
+        ("cpu.shares", "512"),
+        ("cpu.cfs_quota_us", &quota),
+        ("cpu.cfs_period_us", "100000"),
+        ("cpuset.cpus", "0"),
+        ("pids.max", "500"),
     ] {
         assert_eq!(told.get(key).map(String::as_str), Some(expected), "{runtime} {key}: {told:#?}");
     }
