@@ -156,7 +156,7 @@ fn namespaces(request: &SpecRequest<'_>) -> Vec<LinuxNamespace> {
     }
     // On v1 the OCI runtime shows the container its own cgroups without one. A privileged
     // container is to see the node's.
-    match request.node.cgroups {
+    match request.node.cgroups.version {
         CgroupVersion::V2 if !request.config.security.privileged => {
             namespaces.push(namespace(Cgroup, None));
         }

@@ -31,12 +31,12 @@ pub(super) fn for_create(
 pub(crate) fn for_update(resources: &Resources, node: &NodeFacts) -> LinuxResources {
     let mut spec = LinuxResources::default();
     spec.set_cpu(cpu(resources)).set_memory(memory(resources, node));
-    if node.hugetlb && !resources.hugepage_limits.is_empty() {
+    if node.cgroups.hugetlb && !resources.hugepage_limits.is_empty() {
         spec.set_hugepage_limits(Some(hugepages(&resources.hugepage_limits)));
     }
     // These are names of cgroup v2 files: OCI runtimes refuse them on v1. The kubelet's wish is
     // kept in the record all the same.
-    if node.cgroups == CgroupVersion::V2 && !resources.unified.is_empty() {
+    if node.cgroups.version == CgroupVersion::V2 && !resources.unified.is_empty() {
         spec.set_unified(Some(resources.unified.clone().into_iter().collect()));
     }
     spec
@@ -116,7 +116,7 @@ fn memory(resources: &Resources, node: &NodeFacts) -> Option<LinuxMemory> {
     let limit = nonzero(resources.memory_limit_bytes);
     let mut memory = LinuxMemory::default();
     memory.set_limit(limit);
-    if node.swap_accounting {
+    if node.cgroups.swap {
         // Both count memory and swap together. A container that was given no swap gets none.
         memory.set_swap(nonzero(resources.memory_swap_limit_bytes).or(limit));
     }
@@ -238,9 +238,9 @@ mod tests {
             spec
         };
         assert_eq!(on(|_| {}), all);
-        assert_eq!(on(|node| node.cgroups = CgroupVersion::V1), without("", "unified"));
-        assert_eq!(on(|node| node.hugetlb = false), without("", "hugepageLimits"));
-        assert_eq!(on(|node| node.swap_accounting = false), without("/memory", "swap"));
+        assert_eq!(on(|node| node.cgroups.version = CgroupVersion::V1), without("", "unified"));
+        assert_eq!(on(|node| node.cgroups.hugetlb = false), without("", "hugepageLimits"));
+        assert_eq!(on(|node| node.cgroups.swap = false), without("/memory", "swap"));
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::io;
 use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 
+use super::node::Privilege;
+
 pub(crate) const UNLIMITED: u64 = u64::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +30,16 @@ impl Rlimit {
 }
 
 /// The limits of containers on this node. A hard limit can only be raised with `CAP_SYS_RESOURCE`:
-/// without it (`may_raise`), each is lowered to cria's own.
-pub(crate) fn look_up(nofile: Rlimit, may_raise: bool) -> io::Result<Vec<PosixRlimit>> {
+/// without it, each is lowered to cria's own.
+pub(super) fn look_up(nofile: Rlimit, privilege: Privilege) -> io::Result<Vec<PosixRlimit>> {
     let threads = fs_err::read_to_string("/proc/sys/kernel/threads-max")?;
     let threads = threads.trim().parse().map_err(io::Error::other)?;
     let mut limits = Vec::new();
     for (typ, resource, wanted) in wanted(nofile, threads) {
-        let limit = if may_raise { wanted } else { wanted.lowered_to(getrlimit(resource)?.1) };
+        let limit = match privilege {
+            Privilege::MayRaise => wanted,
+            Privilege::MayOnlyLower => wanted.lowered_to(getrlimit(resource)?.1),
+        };
         limits.push(to_spec(typ, limit));
     }
     Ok(limits)
@@ -97,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_limits_of_this_node_can_be_set_by_a_process_of_it() {
-        for limit in look_up(Rlimit::NONE, false).unwrap() {
+        for limit in look_up(Rlimit::NONE, Privilege::MayOnlyLower).unwrap() {
             assert!(limit.soft() <= limit.hard(), "{limit:?}");
             if limit.typ() == PosixRlimitType::RlimitNofile {
                 assert_eq!(limit.hard(), getrlimit(Resource::RLIMIT_NOFILE).unwrap().1);

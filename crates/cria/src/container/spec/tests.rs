@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
 
+use super::node::CgroupFacts;
 use super::*;
 use crate::sandbox::config::UserNamespace;
 
@@ -97,15 +98,13 @@ pub(super) fn node() -> NodeFacts {
     let capabilities =
         caps::all().into_iter().filter(|cap| *cap != caps::Capability::CAP_SYS_RESOURCE);
     NodeFacts {
-        cgroups: CgroupVersion::V2,
+        cgroups: CgroupFacts { version: CgroupVersion::V2, swap: true, hugetlb: true },
         capabilities: capabilities.map(|cap| cap.to_string()).collect::<BTreeSet<_>>(),
         oom_score_adj_floor: 0,
         rlimits: Vec::new(),
         pids_limit: Some(500),
         recursive_read_only: true,
-        swap_accounting: true,
         own_dirs: Vec::new(),
-        hugetlb: true,
         apparmor: false,
         selinux: false,
     }
@@ -203,7 +202,7 @@ fn a_shared_pid_namespace_is_joined() {
 #[test]
 fn there_is_no_cgroup_namespace_on_cgroup_v1() {
     let mut parts = Parts::new();
-    parts.node.cgroups = CgroupVersion::V1;
+    parts.node.cgroups.version = CgroupVersion::V1;
     assert!(!namespaces_of(&parts.build().unwrap()).contains_key("cgroup"));
 }
 

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use fs_err as fs;
 use tempfile::TempDir;
 
+use super::super::node::{CgroupFacts, NodeSettings};
 use super::super::rlimits::Rlimit;
 use super::*;
 use crate::container::config::{Mount, SupplementalGroupsPolicy};
@@ -152,12 +153,14 @@ impl Drop for Bundle {
 
 fn parts(bundle: &Bundle) -> Parts {
     let mut parts = Parts::new();
-    parts.node.cgroups = CgroupVersion::V1;
-    parts.node.swap_accounting = false;
-    let own = caps::read(None, caps::CapSet::Bounding).unwrap();
-    parts.node.capabilities = own.into_iter().map(|cap| cap.to_string()).collect();
-    let nofile = Rlimit { soft: 1000, hard: 2000 };
-    parts.node.rlimits = rlimits::look_up(nofile, false).unwrap();
+    parts.node = NodeFacts::look_up(NodeSettings {
+        cgroups: CgroupFacts { version: CgroupVersion::V1, swap: true, hugetlb: false },
+        nofile: Rlimit { soft: 1000, hard: 2000 },
+        pids_limit: Some(500),
+        recursive_read_only: true,
+        own_dirs: Vec::new(),
+    })
+    .unwrap();
     parts.rootfs = bundle.path("rootfs");
     parts.namespaces =
         SpecNamespaces { ipc: Some("/proc/self/ns/ipc".into()), ..Default::default() };
