@@ -3,10 +3,12 @@
 #![expect(dead_code, reason = "what the daemon uses is here before the daemon is")]
 
 mod args;
+mod check;
 mod config;
 mod container;
 mod daemon;
 mod id;
+mod programs;
 mod sandbox;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -32,7 +34,7 @@ fn main() -> ExitCode {
         None => run_daemon(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Version) => print(&version()).map(|()| ExitCode::SUCCESS),
         Some(Command::Config) => print_config(&args).map(|()| ExitCode::SUCCESS),
-        Some(Command::Check) => Err(anyhow::anyhow!("the check is not built yet")),
+        Some(Command::Check) => print_check(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("cria: {error:#}");
@@ -70,6 +72,16 @@ fn print_config(args: &Args) -> anyhow::Result<()> {
         eprintln!("cria: {warning}");
     }
     print(&sources.render())
+}
+
+fn print_check(args: &Args) -> anyhow::Result<ExitCode> {
+    let (config, warnings) = Config::load(args)?;
+    for warning in warnings {
+        eprintln!("cria: {warning}");
+    }
+    let findings = check::run(&config);
+    print(&check::render(&findings))?;
+    Ok(if check::passes(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// cria has the version of the Kubernetes release it is pinned to, and serves the two before it.

@@ -1,0 +1,272 @@
+//! Looks at the node. Nothing here judges: what could not be found out is kept as the reason.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use caps::CapSet;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+use super::mounts::{self, CgroupLayout};
+use super::oci::{self, OciRuntime};
+use super::overlay::{OverlayMount, try_overlay};
+use crate::config::{CgroupDriver, Config, NetworkConfig};
+use crate::programs;
+
+/// What was found, before anybody thinks about it.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// As uname(2) tells it: `6.12.0-1-amd64`.
+    pub(super) kernel: String,
+    pub(super) overlay: Result<OverlayMount, String>,
+    pub(super) openat2: bool,
+    pub(super) pidfd: bool,
+    pub(super) seccomp: bool,
+    /// As the links in `/proc/self/ns` are named.
+    pub(super) namespaces: BTreeSet<String>,
+    pub(super) cgroup_layout: CgroupLayout,
+    pub(super) controllers: BTreeSet<String>,
+    /// Whether systemd is PID 1.
+    pub(super) systemd: bool,
+    pub(super) cgroup_driver: CgroupDriver,
+    /// Those that were looked for and found, in the order of preference.
+    pub(super) oci_runtimes: Vec<OciRuntime>,
+    pub(super) cni: Cni,
+    pub(super) lacking_capabilities: BTreeSet<String>,
+    /// The lowest oom_score_adj that cria may give.
+    pub(super) oom_score_adj_floor: i32,
+    pub(super) monitor: Option<PathBuf>,
+    pub(super) root: Directory,
+    pub(super) run_dir: Directory,
+    /// Whether there is any swap.
+    pub(super) swap: bool,
+}
+
+/// The pods' network, as configured.
+#[derive(Clone, Debug)]
+pub(super) struct Cni {
+    pub(super) directory: PathBuf,
+    pub(super) bin_dirs: Vec<PathBuf>,
+    pub(super) network: Network,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Network {
+    /// There is no file.
+    None,
+    /// The first file cannot be used, for this reason.
+    Unusable { file: PathBuf, reason: String },
+    /// The plugins it names, and those of them that are in no directory.
+    Named { name: String, plugins: Vec<String>, missing: Vec<String> },
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Directory {
+    pub(super) path: PathBuf,
+    /// The filesystem's type.
+    pub(super) filesystem: Option<String>,
+    /// Why nothing can be written there.
+    pub(super) refusal: Option<String>,
+}
+
+impl Node {
+    pub(super) fn gather(config: &Config) -> Self {
+        let mountinfo = fs_err::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let (cgroup_layout, controllers) = cgroups(&mountinfo);
+        let systemd = systemd_is_first();
+        let cgroup_driver = match config.runtime.cgroup_driver {
+            CgroupDriver::Auto if systemd => CgroupDriver::Systemd,
+            CgroupDriver::Auto => CgroupDriver::Cgroupfs,
+            chosen @ (CgroupDriver::Systemd | CgroupDriver::Cgroupfs) => chosen,
+        };
+        let with_systemd = systemd && cgroup_driver == CgroupDriver::Systemd;
+        Self {
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            overlay: try_overlay(&existing(&config.root)).map_err(|error| error.to_string()),
+            openat2: openat2(CWD, "/", OFlags::PATH, Mode::empty(), ResolveFlags::IN_ROOT).is_ok(),
+            pidfd: pidfd_open(getpid(), PidfdFlags::empty()).is_ok(),
+            seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+            namespaces: names_in(Path::new("/proc/self/ns")).unwrap_or_default(),
+            cgroup_layout,
+            controllers,
+            systemd,
+            cgroup_driver,
+            oci_runtimes: oci_runtimes(config, with_systemd),
+            cni: Cni::gather(&config.network),
+            lacking_capabilities: lacking_capabilities(),
+            oom_score_adj_floor: oom_score_adj_floor(),
+            monitor: programs::find_monitor(&config.runtime),
+            root: Directory::gather(&config.root, &mountinfo),
+            run_dir: Directory::gather(&config.run_dir, &mountinfo),
+            // The first line is the heading.
+            swap: fs_err::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1),
+        }
+    }
+}
+
+fn cgroups(mountinfo: &str) -> (CgroupLayout, BTreeSet<String>) {
+    let (layout, controllers) = mounts::cgroups(mountinfo);
+    if layout != CgroupLayout::V2 {
+        return (layout, controllers);
+    }
+    let text = fs_err::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    (layout, text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// sd_booted(3), and that it is really the first process: not so in a container on such a host.
+fn systemd_is_first() -> bool {
+    let first = fs_err::read_to_string("/proc/1/comm").unwrap_or_default();
+    Path::new("/run/systemd/system").is_dir() && first.trim() == "systemd"
+}
+
+fn oci_runtimes(config: &Config, systemd: bool) -> Vec<OciRuntime> {
+    let candidates = match &config.runtime.oci_runtime {
+        Some(program) => vec![program.as_ref()],
+        None => vec![Path::new("crun"), Path::new("runc")],
+    };
+    let found = candidates.into_iter().filter_map(programs::find);
+    found.map(|path| oci::probe(&path, systemd)).collect()
+}
+
+fn lacking_capabilities() -> BTreeSet<String> {
+    let held = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    let known = caps::runtime::thread_all_supported();
+    known.difference(&held).map(ToString::to_string).collect()
+}
+
+/// Tried, by halves: the kernel keeps the floor to itself. This process ends soon, so it may keep
+/// the last value.
+fn oom_score_adj_floor() -> i32 {
+    let settable =
+        |value: i32| fs_err::write("/proc/self/oom_score_adj", value.to_string()).is_ok();
+    let (mut refused, mut allowed) = (-1001_i32, 1000);
+    while allowed - refused > 1 {
+        let middle = (refused + allowed).div_euclid(2);
+        if settable(middle) {
+            allowed = middle;
+        } else {
+            refused = middle;
+        }
+    }
+    allowed
+}
+
+/// The nearest directory above `path`, or itself, that exists.
+fn existing(path: &Path) -> PathBuf {
+    path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}
+
+fn names_in(directory: &Path) -> io::Result<BTreeSet<String>> {
+    let entries = fs_err::read_dir(directory)?;
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+impl Directory {
+    fn gather(path: &Path, mountinfo: &str) -> Self {
+        let nearest = existing(path);
+        let trial = nearest.join(format!(".cria-check-{}-write", std::process::id()));
+        let written = fs_err::write(&trial, "").and_then(|()| fs_err::remove_file(&trial));
+        Self {
+            path: path.to_owned(),
+            filesystem: mounts::filesystem(mountinfo, &nearest),
+            refusal: written.err().map(|error| error.to_string()),
+        }
+    }
+}
+
+impl Cni {
+    fn gather(config: &NetworkConfig) -> Self {
+        let directory = config.cni_conf_dir.to_path_buf();
+        let bin_dirs: Vec<_> = config.cni_bin_dirs.iter().map(|path| path.to_path_buf()).collect();
+        let network = match network_file(&directory) {
+            Some(file) => Network::read(file, &bin_dirs),
+            None => Network::None,
+        };
+        Self { directory, bin_dirs, network }
+    }
+}
+
+fn network_file(directory: &Path) -> Option<PathBuf> {
+    let names = names_in(directory).unwrap_or_default();
+    let kinds = [".conflist", ".conf", ".json"];
+    let name = names.into_iter().find(|name| kinds.iter().any(|kind| name.ends_with(kind)))?;
+    Some(directory.join(name))
+}
+
+impl Network {
+    fn read(file: PathBuf, bin_dirs: &[PathBuf]) -> Self {
+        let read = fs_err::read(&file).map_err(|error| error.to_string());
+        match read.and_then(|text| parse_network(&text)) {
+            Ok((name, plugins)) => {
+                let lacks = |plugin: &&String| {
+                    bin_dirs.iter().all(|dir| programs::find(&dir.join(plugin)).is_none())
+                };
+                let missing = plugins.iter().filter(lacks).cloned().collect();
+                Self::Named { name, plugins, missing }
+            }
+            Err(reason) => Self::Unusable { file, reason },
+        }
+    }
+}
+
+/// The network's name and the plugins it is made of; a file of one plugin has no list.
+fn parse_network(text: &[u8]) -> Result<(String, Vec<String>), String> {
+    let network: serde_json::Value =
+        serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let text = |value: &serde_json::Value, key: &str| {
+        let found = value.get(key).and_then(|value| value.as_str());
+        found.map(str::to_owned).ok_or_else(|| format!("it has no `{key}`"))
+    };
+    let plugins = match network.get("plugins").and_then(|plugins| plugins.as_array()) {
+        Some(plugins) => {
+            plugins.iter().map(|plugin| text(plugin, "type")).collect::<Result<_, _>>()?
+        }
+        None => vec![text(&network, "type")?],
+    };
+    Ok((text(&network, "name")?, plugins))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_names_its_plugins() {
+        for (text, expected) in [
+            (r#"{"name": "n", "type": "a"}"#, Some(vec!["a"])),
+            (r#"{"name": "n", "plugins": [{"type": "a"}, {"type": "b"}]}"#, Some(vec!["a", "b"])),
+            (r#"{"name": "n", "plugins": [{}]}"#, None),
+            (r#"{"name": "n"}"#, None),
+            (r#"{"type": "a"}"#, None),
+            ("{", None),
+        ] {
+            let parsed = parse_network(text.as_bytes()).ok();
+            let expected = expected.map(|plugins| ("n".to_owned(), plugins));
+            let parsed = parsed.as_ref().map(|(name, plugins)| {
+                (name.clone(), plugins.iter().map(String::as_str).collect::<Vec<_>>())
+            });
+            assert_eq!(parsed, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_floor_of_oom_score_adj_can_be_written_and_what_is_below_cannot() {
+        let floor = oom_score_adj_floor();
+        let write =
+            |value: i32| fs_err::write("/proc/self/oom_score_adj", value.to_string()).is_ok();
+        assert!(write(floor));
+        assert!(!write(floor - 1));
+    }
+
+    #[test]
+    fn the_first_network_file_by_name_is_the_one() {
+        let directory = tempfile::TempDir::new().unwrap();
+        assert_eq!(network_file(directory.path()), None);
+        for name in ["30.conf", "20.conflist", "10.txt"] {
+            fs_err::write(directory.path().join(name), "").unwrap();
+        }
+        assert_eq!(network_file(directory.path()), Some(directory.path().join("20.conflist")));
+        assert_eq!(network_file(&directory.path().join("none")), None);
+    }
+}
