@@ -1,0 +1,126 @@
+//! What can go wrong, named by what the caller can do about it.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::digest::Digest;
+
+/// A cause that several waiters of one download share.
+pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
+
+/// Every failure of this crate. `Display` never repeats the source: print the chain.
+///
+/// Cloneable, because callers that wait for the same layer get the same failure.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The name cannot be any image's.
+    #[error("invalid image reference {reference:?}: {reason}")]
+    InvalidReference { reference: String, reason: &'static str },
+    /// A short id that more than one image begins with.
+    #[error("image id {prefix:?} is ambiguous")]
+    Ambiguous { prefix: String },
+    /// The store has no such image.
+    #[error("no such image: {image}")]
+    NoSuchImage { image: String },
+    /// The store has lost a layer that somebody mounts.
+    #[error("layer {layer} of image {image} is not in the store")]
+    NoSuchLayer { layer: Digest, image: String },
+    /// The registry says that there is no such image (or hides it from this caller).
+    #[error("image {image} not found in its registry")]
+    NotFound { image: String, source: Cause },
+    /// The registry wants other credentials than this caller's.
+    #[error("not allowed to pull {image}")]
+    Unauthorized { image: String, source: Cause },
+    /// What the caller sent as credentials cannot be used.
+    #[error("unusable credentials: {reason}")]
+    Credentials { reason: &'static str },
+    /// The registry cannot be reached, or fails to answer properly. Worth another try later. The
+    /// kubelet knows the message by its first word.
+    #[error("RegistryUnavailable: {image}")]
+    RegistryUnavailable { image: String, source: Cause },
+    /// `registries.conf` forbids it.
+    #[error("image {image} is blocked by registries.conf (prefix {prefix:?})")]
+    Blocked { image: String, prefix: String },
+    /// Bytes are not what their digest promised.
+    #[error("{what} of image {image} has digest {actual}, expected {expected}")]
+    DigestMismatch { image: String, what: &'static str, expected: Digest, actual: Digest },
+    /// The image is well-formed but of a kind that is not served.
+    #[error("image {image} is not supported: {what}")]
+    Unsupported { image: String, what: String },
+    /// Manifest, config or layer cannot be understood.
+    #[error("image {image} is damaged: {what}")]
+    Corrupt { image: String, what: String, source: Cause },
+    /// A layer's entry points outside its root.
+    #[error("image {image}: layer {layer}: entry {entry:?} points outside the layer")]
+    Escapes { image: String, layer: Digest, entry: PathBuf },
+    /// More distinct layers than overlayfs can stack.
+    #[error("image {image} has {layers} distinct layers, the kernel can mount {most}")]
+    TooManyLayers { image: String, layers: usize, most: usize },
+    /// The disk is full, in bytes or in inodes, or a quota is.
+    #[error("no space left for image {image}")]
+    NoSpace { image: String, source: Cause },
+    /// A configuration file holds a wrong value.
+    #[error("{}:{line}: {key}: {reason}", file.display())]
+    Config { file: PathBuf, line: usize, key: String, reason: String },
+    /// Everybody who waited for this download has gone.
+    #[error("pull of {image} was given up")]
+    Cancelled { image: String },
+    /// The node's own trouble.
+    #[error("{action}")]
+    Io { action: String, source: Cause },
+}
+
+impl Error {
+    /// A node's IO failure while it did `action`.
+    pub(crate) fn io(action: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { action: action.into(), source: Arc::new(source) }
+    }
+
+    /// An IO failure while `image` was written: a full disk has a name of its own.
+    pub(crate) fn writing(image: &str, action: impl Into<String>, source: io::Error) -> Self {
+        if is_no_space(&source) {
+            Self::NoSpace { image: image.to_owned(), source: Arc::new(source) }
+        } else {
+            Self::io(action, source)
+        }
+    }
+
+    /// Whether another endpoint of the same image could do better.
+    pub(crate) fn may_differ_elsewhere(&self) -> bool {
+        match self {
+            Self::NotFound { .. }
+            | Self::Unauthorized { .. }
+            | Self::RegistryUnavailable { .. }
+            | Self::DigestMismatch { .. }
+            | Self::Unsupported { .. }
+            | Self::Corrupt { .. }
+            | Self::Escapes { .. }
+            | Self::TooManyLayers { .. } => true,
+            Self::InvalidReference { .. }
+            | Self::Ambiguous { .. }
+            | Self::NoSuchImage { .. }
+            | Self::NoSuchLayer { .. }
+            | Self::Credentials { .. }
+            | Self::Blocked { .. }
+            | Self::NoSpace { .. }
+            | Self::Config { .. }
+            | Self::Cancelled { .. }
+            | Self::Io { .. } => false,
+        }
+    }
+}
+
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The error of reading a configuration file of TOML, with the place in words.
+pub(crate) fn config(file: &Path, text: &str, offset: usize, reason: impl Into<String>) -> Error {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let content = text.lines().nth(line - 1).unwrap_or_default();
+    let key = content.split('=').next().unwrap_or_default().trim();
+    Error::Config { file: file.to_owned(), line, key: key.to_owned(), reason: reason.into() }
+}

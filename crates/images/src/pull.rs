@@ -1,0 +1,279 @@
+//! Pulling an image: ask, see what is missing, fetch just that.
+//!
+//! Every caller asks the registry for the manifest itself, with its own credentials: that is what
+//! decides whether it may have the image. Only what the manifest leads to is shared: each layer
+//! (and config) under way is one job, whoever needs it and for whichever image; a job that nobody
+//! waits for any more is stopped. Layers that are complete stay.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{Instrument, warn};
+
+use crate::auth::{self, Credentials};
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::layer;
+use crate::manifest::{Descriptor, ImageManifest, LayerBlob, MOST_LAYERS, Manifest, Refusal};
+use crate::manifest::{mounted, parse_config};
+use crate::reference::Reference;
+use crate::registries::Endpoint;
+use crate::registry::Session;
+use crate::store::{Image, NewImage, Store};
+
+/// Indexes within indexes are legal; this deep they are an attack.
+const DEEPEST_INDEX: usize = 3;
+
+/// What to pull, and who asks.
+#[derive(Clone, Debug)]
+pub struct PullRequest<'a> {
+    pub reference: &'a str,
+    pub credentials: Credentials,
+}
+
+/// An image as its registry describes it.
+struct Described {
+    /// Of what the reference led to.
+    pulled: Digest,
+    /// The manifest itself, its bytes as text.
+    text: String,
+    manifest: ImageManifest,
+}
+
+impl Store {
+    /// Pulls an image, asking each of its endpoints in turn, and returns it as it is listed.
+    ///
+    /// Dropping the future gives the pull up: no image appears, downloads that nobody else waits
+    /// for stop, layers that are complete stay for the next try.
+    pub async fn pull(&self, request: PullRequest<'_>) -> Result<Arc<Image>, Error> {
+        let sources = self.sources();
+        let reference = sources.registries.reference(request.reference)?;
+        let mut endpoints = sources.registries.endpoints(&reference)?.into_iter().peekable();
+        let mut answer = Err(Error::NoSuchImage { image: reference.to_string() });
+        while let Some(endpoint) = endpoints.next() {
+            let credentials = auth::for_endpoint(
+                &request.credentials,
+                &sources.node_credentials,
+                &reference,
+                &endpoint.host,
+                &endpoint.repository,
+            );
+            answer = self.pull_from(&endpoint, &credentials, &reference).await;
+            match &answer {
+                Err(error) if error.may_differ_elsewhere() && endpoints.peek().is_some() => {
+                    warn!(image = %reference, mirror = endpoint.host, %error, "mirror failed");
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        answer
+    }
+
+    async fn pull_from(
+        &self,
+        endpoint: &Endpoint,
+        credentials: &Credentials,
+        reference: &Reference,
+    ) -> Result<Arc<Image>, Error> {
+        let image = reference.to_string();
+        let stall = self.shared.options.stall_timeout;
+        let session = Arc::new(Session::open(endpoint, credentials, stall, &image).await?);
+        let described = self.describe(&session, reference).await?;
+        let config = self.config_of(&session, &described.manifest.config).await?;
+        let refuse = |refusal| refused(&image, "config", refusal);
+        let parsed = parse_config(&config).map_err(refuse)?;
+        let layers = described.manifest.layers(&parsed).map_err(refuse)?;
+        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
+        let pins = self.pin(mounted(diff_ids.iter().copied()));
+        self.fetch_layers(&session, layers).await?;
+        let store = self.clone();
+        let reference = reference.clone();
+        // Dropped with this future: a pull that was given up adds no image.
+        let wanted = Arc::new(());
+        let still_wanted = Arc::downgrade(&wanted);
+        let committing = tokio::task::spawn_blocking(move || {
+            let _pins = pins;
+            let config = std::str::from_utf8(&config).expect("JSON that was parsed is UTF-8");
+            store.shared.commit_image(&NewImage {
+                id: described.manifest.config.digest.into(),
+                reference: &reference,
+                pulled: described.pulled,
+                manifest: &described.text,
+                config,
+                layers: diff_ids,
+                wanted: still_wanted,
+            })
+        });
+        committing
+            .await
+            .map_err(|panic| Error::io("store an image", std::io::Error::other(panic)))?
+    }
+
+    /// Asks for the manifest; through an index, for that of this platform.
+    async fn describe(&self, session: &Session, name: &Reference) -> Result<Described, Error> {
+        let image = session.image();
+        let (mut bytes, pulled) = session.manifest(name.tag(), name.digest()).await?;
+        for _ in 0..DEEPEST_INDEX {
+            let parsed = Manifest::parse(&bytes, &self.shared.options.platform);
+            match parsed.map_err(|refusal| refused(image, "manifest", refusal))? {
+                Manifest::Image(manifest) => {
+                    return Ok(Described { pulled, text: text(&bytes), manifest });
+                }
+                Manifest::Index(entry) => {
+                    (bytes, _) = session.manifest(None, Some(entry.digest)).await?;
+                }
+            }
+        }
+        Err(Error::Unsupported { image: image.to_owned(), what: "nested indexes".to_owned() })
+    }
+
+    async fn config_of(
+        &self,
+        session: &Arc<Session>,
+        blob: &Descriptor,
+    ) -> Result<Arc<[u8]>, Error> {
+        if let Some(config) = self.config(blob.digest.into()) {
+            return Ok(config);
+        }
+        let fetch = || {
+            let (session, blob) = (Arc::clone(session), blob.clone());
+            async move { Ok(layer::fetch_small(&session, &blob).await?.into()) }
+        };
+        self.shared.config_jobs.run(blob.digest, fetch).await
+    }
+
+    /// Sees to it that every layer is here. The largest begins first: it takes longest.
+    async fn fetch_layers(
+        &self,
+        session: &Arc<Session>,
+        mut layers: Vec<LayerBlob>,
+    ) -> Result<(), Error> {
+        layers.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size));
+        let parallel = self.shared.options.parallel_layers.get();
+        futures_util::stream::iter(layers)
+            .map(|layer| self.fetch_layer(session, layer))
+            .buffer_unordered(parallel)
+            .try_collect()
+            .await
+    }
+
+    async fn fetch_layer(&self, session: &Arc<Session>, layer: LayerBlob) -> Result<(), Error> {
+        if self.has_layer(layer.diff_id) {
+            return Ok(());
+        }
+        let fetch = || {
+            let (store, session, layer) = (self.clone(), Arc::clone(session), layer.clone());
+            async move { store.make_layer(&session, &layer).await }
+        };
+        self.shared.layer_jobs.run(layer.diff_id, fetch).await
+    }
+
+    async fn make_layer(&self, session: &Session, layer: &LayerBlob) -> Result<(), Error> {
+        let image = session.image().to_owned();
+        let failed = |error| Error::writing(&image, "store a layer", error);
+        let _slot = self.shared.slots.acquire().await.expect("never closed");
+        // It may have come while this waited for its turn.
+        if self.has_layer(layer.diff_id) {
+            return Ok(());
+        }
+        let directory = self.shared.incoming_layer().map_err(failed)?;
+        let root: Arc<std::path::Path> = directory.join("fs").into();
+        let (shared, diff_id) = (Arc::clone(&self.shared), layer.diff_id);
+        let committed_image = image.clone();
+        layer::fetch(session, layer, root, move |unpacked| {
+            let committed = unpacked.and_then(|unpacked| {
+                let committed = shared.commit_layer(diff_id, &directory, &unpacked);
+                committed.map_err(|error| Error::writing(&committed_image, "store a layer", error))
+            });
+            committed.inspect_err(|_| shared.abandon(&directory))
+        })
+        .await
+    }
+}
+
+fn text(bytes: &Bytes) -> String {
+    // It was parsed as JSON, so it is UTF-8.
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn refused(image: &str, what: &str, refusal: Refusal) -> Error {
+    let image = image.to_owned();
+    match refusal {
+        Refusal::Unsupported(what) => Error::Unsupported { image, what },
+        Refusal::TooManyLayers(layers) => Error::TooManyLayers { image, layers, most: MOST_LAYERS },
+        Refusal::Malformed(_) | Refusal::Inconsistent(_) => {
+            Error::Corrupt { image, what: what.to_owned(), source: Arc::new(refusal) }
+        }
+    }
+}
+
+/// Work that several callers may want done at once, by what it makes.
+pub(crate) struct Jobs<T> {
+    running: Mutex<HashMap<Digest, Weak<Job<T>>>>,
+}
+
+/// One piece of work under way. It stops when the last who waits for it has gone.
+struct Job<T> {
+    answer: watch::Receiver<Option<Result<T, Error>>>,
+    task: JoinHandle<()>,
+}
+
+impl<T> Drop for Job<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl<T> Default for Jobs<T> {
+    fn default() -> Self {
+        Self { running: Mutex::default() }
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Jobs<T> {
+    /// Waits for the job that makes `what`, or starts it. The failure of somebody else's job is
+    /// not this caller's: credentials and endpoint were others; it then tries by itself.
+    async fn run<F>(&self, what: Digest, start: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        loop {
+            let (job, is_ours) = self.join(what, &start);
+            let mut answer = job.answer.clone();
+            let answer = match answer.wait_for(Option::is_some).await {
+                Ok(answer) => answer.clone().expect("just waited for"),
+                // The task has panicked: nobody aborts it while we hold it.
+                Err(_) => Err(Error::Cancelled { image: what.to_string() }),
+            };
+            match answer {
+                Err(_) if !is_ours => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    fn join<F>(&self, what: Digest, start: impl Fn() -> F) -> (Arc<Job<T>>, bool)
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(job) = running.get(&what).and_then(Weak::upgrade) {
+            let is_over = job.answer.borrow().is_some() || job.task.is_finished();
+            if !is_over {
+                return (job, false);
+            }
+        }
+        running.retain(|_, job| job.strong_count() > 0);
+        let (sender, answer) = watch::channel(None);
+        let work = start();
+        let task = async move { drop(sender.send(Some(work.await))) };
+        let task = tokio::spawn(task.instrument(tracing::Span::current()));
+        let job = Arc::new(Job { answer, task });
+        running.insert(what, Arc::downgrade(&job));
+        (job, true)
+    }
+}

@@ -1,0 +1,257 @@
+//! What changes a store: a layer or an image is added, an image forgotten, all of it synced.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use tracing::info;
+
+use super::directories::{self, Stacked};
+use super::image::Image;
+use super::record::{ImageRecord, LayerRecord, erase, read_record};
+use super::{HeldImage, HeldLayer, Pins, Shared};
+use crate::digest::{Digest, ImageId};
+use crate::error::Error;
+use crate::manifest::{MOST_LAYERS, mounted};
+use crate::reference::Reference;
+use crate::unpack::{Unpacked, Usage, measure, open_own_directory};
+
+/// An image whose layers are all here.
+pub(crate) struct NewImage<'a> {
+    pub(crate) id: ImageId,
+    pub(crate) reference: &'a Reference,
+    /// Of what the reference led to: the index, if there is one.
+    pub(crate) pulled: Digest,
+    pub(crate) manifest: &'a str,
+    pub(crate) config: &'a str,
+    /// Diff ids, bottom first.
+    pub(crate) layers: Vec<Digest>,
+    /// Whoever pulled it still waits.
+    pub(crate) wanted: Weak<()>,
+}
+
+impl Shared {
+    /// Removes what was to become a layer.
+    pub(crate) fn abandon(&self, directory: &Path) {
+        erase(directory);
+    }
+
+    /// Makes a directory to unpack a layer into.
+    pub(crate) fn incoming_layer(&self) -> io::Result<Arc<Path>> {
+        let directory = self.places.fresh();
+        fs_err::create_dir_all(directory.join("fs"))?;
+        Ok(directory.into())
+    }
+
+    /// Takes in the layer that was made in `directory`. If it is here already, that one stays.
+    pub(crate) fn commit_layer(
+        &self,
+        layer: Digest,
+        directory: &Path,
+        unpacked: &Unpacked,
+    ) -> io::Result<()> {
+        let record =
+            LayerRecord::new(layer, unpacked.usage, &unpacked.invented, &self.options.boot_id);
+        self.places.write_record(&directory.join("layer.json"), &record)?;
+        let _writing = self.writing();
+        if self.state().layers.contains_key(&layer) {
+            erase(directory);
+            return Ok(());
+        }
+        fs_err::rename(directory, self.places.layer(layer))?;
+        let waits_since = Some(Instant::now());
+        let held = HeldLayer { usage: unpacked.usage, synced: false, waits_since };
+        self.state().layers.insert(layer, held);
+        Ok(())
+    }
+
+    /// Takes in an image, or a new name of one that is here. Its layers must be pinned; the pins
+    /// of what is added to them are returned, to be kept until the image is in.
+    pub(crate) fn commit_image(self: &Arc<Self>, new: &NewImage<'_>) -> Result<Arc<Image>, Error> {
+        let name = new.reference.to_string();
+        let failed = |error| Error::writing(&name, "store an image", error);
+        let mut mounted = mounted(new.layers.iter().copied());
+        let top = self.directory_layer(&mounted).map_err(failed)?;
+        if let Some((layer, _)) = top {
+            mounted.insert(0, layer);
+        }
+        if mounted.len() > MOST_LAYERS {
+            let layers = mounted.len();
+            return Err(Error::TooManyLayers { image: name, layers, most: MOST_LAYERS });
+        }
+        let _writing = self.writing();
+        if new.wanted.strong_count() == 0 {
+            return Err(Error::Cancelled { image: name });
+        }
+        let record = self.record(new, mounted);
+        let image = Image::from_record(&record, &self.options.pinned)
+            .map_err(|why| failed(io::Error::new(io::ErrorKind::InvalidData, why)))?;
+        for tag in &record.tags {
+            self.take_tag(tag, record.id).map_err(failed)?;
+        }
+        self.write_image(record, image).map_err(failed)
+    }
+
+    /// The record of `new`, with the names that the image has already.
+    fn record(&self, new: &NewImage<'_>, mounted: Vec<Digest>) -> ImageRecord {
+        let state = self.state();
+        let known = state.images.get(&new.id).map(|held| &held.record);
+        let mut tags = known.map(|record| record.tags.clone()).unwrap_or_default();
+        let mut digests = known.map(|record| record.digests.clone()).unwrap_or_default();
+        tags.extend(new.reference.tagged());
+        digests.push(format!("{}@{}", new.reference.repository(), new.pulled));
+        for names in [&mut tags, &mut digests] {
+            names.sort();
+            names.dedup();
+        }
+        let bytes = |layer| state.layers.get(layer).map_or(0, |held| held.usage.bytes);
+        let unpacked: u64 = mounted.iter().map(bytes).sum();
+        ImageRecord {
+            version: ImageRecord::VERSION,
+            id: new.id,
+            size_bytes: unpacked + (new.manifest.len() + new.config.len()) as u64,
+            manifest: new.manifest.to_owned(),
+            config: new.config.to_owned(),
+            tags,
+            digests,
+            layers: new.layers.clone(),
+            mounted,
+            boot_id: self.options.boot_id.clone(),
+            other: known.map(|record| record.other.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// A tag names one image: any other loses it.
+    fn take_tag(&self, tag: &String, new_owner: ImageId) -> io::Result<()> {
+        let loser = {
+            let state = self.state();
+            let mut others = state.images.values().filter(|held| held.id != new_owner);
+            others.find(|held| held.tags.contains(tag)).map(|held| held.record.clone())
+        };
+        let Some(mut record) = loser else { return Ok(()) };
+        record.tags.retain(|known| known != tag);
+        record.boot_id.clone_from(&self.options.boot_id);
+        let image = Image::from_record(&record, &self.options.pinned)
+            .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+        self.write_image(record, image).map(drop)
+    }
+
+    fn write_image(&self, record: ImageRecord, image: Image) -> io::Result<Arc<Image>> {
+        let is_same = self.state().images.get(&record.id).is_some_and(|held| {
+            ImageRecord { boot_id: held.record.boot_id.clone(), ..record.clone() } == held.record
+        });
+        if is_same {
+            return Ok(Arc::clone(&self.state().images[&record.id].image));
+        }
+        // The mark is for what is replaced.
+        remove_if_there(&self.places.image_mark(record.id))?;
+        let record_bytes = self.places.write_record(&self.places.image(record.id), &record)?;
+        let image = Arc::new(image);
+        let mut state = self.state();
+        for layer in &record.mounted {
+            if let Some(layer) = state.layers.get_mut(layer) {
+                layer.waits_since = None;
+            }
+        }
+        info!(image = %record.id, tags = ?record.tags, "image stored");
+        let held = HeldImage { image: Arc::clone(&image), record, record_bytes, synced: false };
+        state.images.insert(image.id, held);
+        Ok(image)
+    }
+
+    /// Makes the layer of directories that a stack needs on top, if it does.
+    fn directory_layer(self: &Arc<Self>, stack: &[Digest]) -> io::Result<Option<(Digest, Pins)>> {
+        let mut stacked = Vec::with_capacity(stack.len());
+        let mut names = "directories\n".to_owned();
+        for layer in stack {
+            let record: LayerRecord = read_record(&self.places.layer_record(*layer))?;
+            stacked.push(Stacked::open(&self.places.layer_root(*layer), record.invented())?);
+            names.push_str(&format!("{layer}\n"));
+        }
+        let plan = directories::plan(&stacked)?;
+        if plan.is_empty() {
+            return Ok(None);
+        }
+        // No archive has this digest: it is that of a text that begins with a word.
+        let layer = Digest::of(names.as_bytes());
+        let pins = Pins::new(self, &mut self.state(), vec![layer]);
+        if !self.state().layers.contains_key(&layer) {
+            let directory = self.incoming_layer()?;
+            let make = || {
+                let root = directory.join("fs");
+                directories::build(&plan, &root)?;
+                let usage = measure(std::os::fd::AsFd::as_fd(&open_own_directory(&root)?))?;
+                self.commit_layer(layer, &directory, &Unpacked { invented: Vec::new(), usage })
+            };
+            make().inspect_err(|_| erase(&directory))?;
+        }
+        Ok(Some((layer, pins)))
+    }
+
+    /// Removes an image's record, and with it all its names.
+    pub(super) fn forget(&self, image: &Image) -> Result<(), Error> {
+        let _writing = self.writing();
+        let remove = || {
+            remove_if_there(&self.places.image_mark(image.id))?;
+            remove_if_there(&self.places.image(image.id))
+        };
+        remove().map_err(|error| Error::io("remove an image", error))?;
+        self.state().images.remove(&image.id);
+        info!(image = %image.id, "image removed");
+        Ok(())
+    }
+
+    /// Flushes the file system, then marks what was there before.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let (layers, images): (Vec<_>, Vec<_>) = {
+            let state = self.state();
+            let layers = state.layers.iter().filter(|(_, held)| !held.synced);
+            let images = state.images.values().filter(|held| !held.synced);
+            (
+                layers.map(|(layer, held)| (*layer, held.usage)).collect(),
+                images.map(|held| held.record.clone()).collect(),
+            )
+        };
+        if layers.is_empty() && images.is_empty() {
+            return Ok(());
+        }
+        rustix::fs::syncfs(open_own_directory(&self.places.root)?)?;
+        let _writing = self.writing();
+        for (layer, usage) in layers {
+            self.mark_layer(layer, usage)?;
+        }
+        for record in images {
+            self.mark_image(&record)?;
+        }
+        Ok(())
+    }
+
+    fn mark_layer(&self, layer: Digest, usage: Usage) -> io::Result<()> {
+        // It may have been removed, and even come again, since the flush.
+        if self.state().layers.get(&layer).is_some_and(|held| held.usage == usage) {
+            fs_err::File::create(self.places.layer_mark(layer))?;
+            if let Some(held) = self.state().layers.get_mut(&layer) {
+                held.synced = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_image(&self, record: &ImageRecord) -> io::Result<()> {
+        if self.state().images.get(&record.id).is_some_and(|held| held.record == *record) {
+            fs_err::File::create(self.places.image_mark(record.id))?;
+            if let Some(held) = self.state().images.get_mut(&record.id) {
+                held.synced = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs_err::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}

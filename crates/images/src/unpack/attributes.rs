@@ -1,0 +1,200 @@
+//! What a header says of an entry besides its content: owner, mode, times, extended attributes.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{
+    AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
+    fchmod, fchown, fsetxattr, futimens, lsetxattr, utimensat,
+};
+use rustix::io::Errno;
+use tar::Entry;
+use tracing::debug;
+
+const PAX_XATTR: &[u8] = b"SCHILY.xattr.";
+const PAX_MTIME: &[u8] = b"mtime";
+
+#[derive(Debug)]
+pub(crate) struct Attributes {
+    owner: Uid,
+    group: Gid,
+    mode: Mode,
+    pub(crate) modified: Timespec,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Attributes {
+    pub(crate) fn of(entry: &mut Entry<'_, impl Read>) -> io::Result<Self> {
+        let header = entry.header();
+        let owner = Uid::from_raw(id(header.uid()?)?);
+        let group = Gid::from_raw(id(header.gid()?)?);
+        let mode = Mode::from_raw_mode(header.mode()? & 0o7777);
+        // Times before 1970 are two's complement in GNU headers.
+        let seconds = header.mtime()?.cast_signed();
+        let mut attributes = Self {
+            owner,
+            group,
+            mode,
+            modified: Timespec { tv_sec: seconds, tv_nsec: 0 },
+            xattrs: Vec::new(),
+        };
+        if let Some(extensions) = entry.pax_extensions()? {
+            for extension in extensions {
+                let extension = extension?;
+                let (key, value) = (extension.key_bytes(), extension.value_bytes());
+                if key == PAX_MTIME {
+                    attributes.modified = time(value)?;
+                } else if let Some(name) = key.strip_prefix(PAX_XATTR)
+                    && is_kept(name)
+                {
+                    attributes.xattrs.push((name.to_vec(), value.to_vec()));
+                }
+            }
+        }
+        Ok(attributes)
+    }
+
+    /// Gives them to an open file or directory. The order matters: a new owner takes away
+    /// set-uid bits and file capabilities, and any change sets the time.
+    pub(crate) fn apply(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        fchown(file, Some(self.owner), Some(self.group))?;
+        fchmod(file, self.mode)?;
+        for (name, value) in &self.xattrs {
+            let name = OsStr::from_bytes(name);
+            tolerate(name, fsetxattr(file, name, value, XattrFlags::empty()))?;
+        }
+        Ok(futimens(file, &only_modified(self.modified))?)
+    }
+
+    /// Gives them to a place that cannot be opened: a link, a device, a FIFO.
+    pub(crate) fn apply_at(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        is_symlink: bool,
+    ) -> io::Result<()> {
+        let (owner, group) = (Some(self.owner), Some(self.group));
+        chownat(directory, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        if !is_symlink {
+            chmodat(directory, name, self.mode, AtFlags::empty())?;
+        }
+        // There is no fsetxattr for these; the path's last component is not followed.
+        let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+        path.extend_from_slice(name.as_bytes());
+        for (key, value) in &self.xattrs {
+            let key = OsStr::from_bytes(key);
+            let set = lsetxattr(OsStr::from_bytes(&path), key, value, XattrFlags::empty());
+            tolerate(key, set)?;
+        }
+        let times = only_modified(self.modified);
+        Ok(utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// Sets a directory's time, once nothing more changes in it.
+pub(crate) fn set_modified(directory: impl AsFd, modified: Timespec) -> io::Result<()> {
+    Ok(futimens(directory, &only_modified(modified))?)
+}
+
+fn only_modified(modified: Timespec) -> Timestamps {
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    Timestamps { last_access: omit, last_modification: modified }
+}
+
+/// An archive may not speak for the node: `trusted.` is where overlayfs believes what it reads,
+/// and SELinux labels are the node's policy.
+fn is_kept(name: &[u8]) -> bool {
+    !name.starts_with(b"trusted.") && name != b"security.selinux" && !name.contains(&0)
+}
+
+/// A file system without extended attributes, or without this kind, still holds the image.
+fn tolerate(name: &OsStr, set: Result<(), Errno>) -> io::Result<()> {
+    match set {
+        // `user.` is refused on anything but files and directories.
+        Err(Errno::PERM) if name.as_bytes().starts_with(b"user.") => Ok(()),
+        Err(Errno::OPNOTSUPP) => {
+            debug!(xattr = ?name, "extended attribute is not supported here");
+            Ok(())
+        }
+        set => Ok(set?),
+    }
+}
+
+/// -1 means "leave as it is" to the kernel, so it can be nobody's id.
+fn id(id: u64) -> io::Result<u32> {
+    u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| malformed("user or group id"))
+}
+
+/// PAX time: decimal seconds with an optional fraction, perhaps negative.
+fn time(value: &[u8]) -> io::Result<Timespec> {
+    let parsed = || {
+        let text = str::from_utf8(value).ok()?;
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let mut seconds: i64 = whole.parse().ok()?;
+        if !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
+            return None;
+        }
+        // Finer than a nanosecond is cut off.
+        let mut nanoseconds: i64 = format!("{fraction:0<9.9}").parse().ok()?;
+        if whole.starts_with('-') && nanoseconds > 0 {
+            seconds = seconds.checked_sub(1)?;
+            nanoseconds = 1_000_000_000 - nanoseconds;
+        }
+        Some(Timespec { tv_sec: seconds, tv_nsec: nanoseconds })
+    };
+    parsed().ok_or_else(|| malformed("modification time"))
+}
+
+pub(crate) fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("malformed {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pax_times_are_read_to_the_nanosecond() {
+        for (text, expected) in [
+            ("0", Some((0, 0))),
+            ("1700000000.5", Some((1_700_000_000, 500_000_000))),
+            ("1.000000001", Some((1, 1))),
+            ("1.0000000019", Some((1, 1))),
+            ("-1", Some((-1, 0))),
+            ("-1.25", Some((-2, 750_000_000))),
+            ("-0.5", Some((-1, 500_000_000))),
+            ("1.", Some((1, 0))),
+            ("", None),
+            ("x", None),
+            ("1.x", None),
+            ("99999999999999999999", None),
+        ] {
+            let time = time(text.as_bytes()).ok().map(|time| (time.tv_sec, time.tv_nsec));
+            assert_eq!(time, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_archive_does_not_speak_for_the_node() {
+        for (name, kept) in [
+            ("user.mime", true),
+            ("security.capability", true),
+            ("system.posix_acl_access", true),
+            ("trusted.overlay.opaque", false),
+            ("trusted.anything", false),
+            ("security.selinux", false),
+            ("user.a\0b", false),
+        ] {
+            assert_eq!(is_kept(name.as_bytes()), kept, "{name}");
+        }
+    }
+
+    #[test]
+    fn ids_that_mean_nobody_are_refused() {
+        assert!(matches!(id(4_294_967_294), Ok(4_294_967_294)));
+        assert!(id(4_294_967_295).is_err());
+        assert!(id(u64::MAX).is_err());
+    }
+}
