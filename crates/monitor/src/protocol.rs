@@ -6,11 +6,20 @@
 //! that was restarted connects. Every request is answered by exactly one reply with the same
 //! sequence number; events come unasked, with sequence number 0.
 
+pub(crate) mod codec;
+mod replies;
+mod requests;
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::exit::{Exit, Status};
+
+pub use codec::{Packet, ProtocolError};
+pub use replies::FromMonitor;
 
 /// What a daemon asks of a monitor.
 #[derive(Debug)]
@@ -28,15 +37,30 @@ pub enum Request {
     /// an `Event::ExecExited` on the same connection.
     Exec(Exec),
     /// Answered by `Reply::Done`, also when the process has ended.
-    Signal { target: Target, signal: i32, scope: SignalScope },
+    Signal {
+        target: Target,
+        signal: i32,
+        scope: SignalScope,
+    },
     /// Keeps its place for the streaming server. Answered by `Reply::Failed` until then.
-    Attach { stdin: bool, stdout: bool, stderr: bool, socket: OwnedFd },
-    Resize { target: Target, rows: u16, columns: u16 },
+    Attach {
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        socket: OwnedFd,
+    },
+    Resize {
+        target: Target,
+        rows: u16,
+        columns: u16,
+    },
     /// Answered by `Reply::Done` when the new file is open; a failure leaves no new file.
     ReopenLog,
     CloseStdin,
     /// To an adopted init's monitor: the daemon, init's parent, has waited for it.
-    InitEnded { status: Status },
+    InitEnded {
+        status: Status,
+    },
     /// The exit (if any) has been noted: remove what is left, answer `Done`, and quit. A container
     /// that still runs is killed first.
     Release,
@@ -91,7 +115,7 @@ pub struct OciRuntime {
 }
 
 /// Where the container's cgroup can be read, once `create` has made it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerCgroup {
     /// v2: `memory.events`; v1: `memory.oom_control`. Both hold a line `oom_kill N`.
     pub oom_counter: Option<PathBuf>,
@@ -198,8 +222,15 @@ pub enum FailureKind {
 pub enum Event {
     /// The exit record is on disk and the log's last byte is in its file.
     Exited(Exit),
-    ExecExited { exec: u64, status: Status, timed_out: bool },
+    ExecExited {
+        exec: u64,
+        status: Status,
+        timed_out: bool,
+    },
     StdinClosed,
     /// The log could not be written; counted in the exit record too.
-    LogLost { bytes: u64, error: String },
+    LogLost {
+        bytes: u64,
+        error: String,
+    },
 }
