@@ -25,22 +25,21 @@ fn all_specs_pass_but_the_excluded_and_none_of_those() {
 
     let specs = critest.run(&Specs::AllBut(&excluded), AT_ONCE);
     show("all but the excluded", &specs);
-    let failed = count(&specs, |outcome| matches!(outcome, Outcome::Failed(_)));
-    let passed = count(&specs, |outcome| *outcome == Outcome::Passed);
+    // A spec that skips itself has not passed: it is excluded, with its reason, or it is to run.
+    let (passed, all) = (count(&specs, |outcome| *outcome == Outcome::Passed), specs.len());
 
-    let mut wrong = vec![];
-    for pattern in &excluded {
-        let specs = critest.run(&Specs::Only(std::slice::from_ref(pattern)), 1);
-        show(&format!("excluded: {pattern}"), &specs);
-        if specs.is_empty() {
-            wrong.push(format!("fits no spec: {pattern}"));
-        }
-        let passing = specs.iter().filter(|spec| spec.outcome == Outcome::Passed);
-        wrong.extend(passing.map(|spec| format!("excluded, but passes: {}", spec.name)));
-    }
-    assert_eq!(failed, 0, "{failed} specs failed, {passed} passed");
+    let specs = critest.run(&Specs::Only(&excluded), AT_ONCE);
+    show("the excluded", &specs);
+    let passing = specs.iter().filter(|spec| spec.outcome == Outcome::Passed);
+    let mut wrong: Vec<_> = passing.map(|spec| format!("passes: {}", spec.name)).collect();
+    let unused = |text: &&String| !specs.iter().any(|spec| spec.name.contains(text.as_str()));
+    wrong.extend(excluded.iter().filter(unused).map(|text| format!("fits no spec: {text}")));
+
+    assert_eq!(passed, all, "only {passed} of {all} specs passed");
     assert!(passed > 80, "only {passed} specs were run");
-    assert!(wrong.is_empty(), "tests/conformance-excluded.txt: {wrong:#?}");
+    // What cria cannot do yet, a peer may well.
+    let judged = matches!(peer, Peer::Cria(_));
+    assert!(!judged || wrong.is_empty(), "tests/conformance-excluded.txt: {wrong:#?}");
 }
 
 /// What is tested. Dropping it ends it.

@@ -23,7 +23,7 @@ pub struct Critest {
     folder: TempDir,
 }
 
-/// Which specs are run, by regular expressions over their whole names.
+/// Which specs are run, by parts of their whole names.
 pub enum Specs<'a> {
     AllBut(&'a [String]),
     Only(&'a [String]),
@@ -97,20 +97,29 @@ impl Critest {
             .arg(format!("--runtime-endpoint={endpoint}"))
             .arg(format!("--image-endpoint={endpoint}"))
             .args(["--config=/dev/null", "--ginkgo.no-color", "--ginkgo.json-report=report.json"])
-            .arg(format!("--parallel={at_once}"))
             .current_dir(self.folder.path())
             .env("TMPDIR", self.folder.path())
             .env("PATH", path_with_tools());
-        match specs {
-            Specs::AllBut(patterns) => {
-                command.args(patterns.iter().map(|pattern| format!("--ginkgo.skip={pattern}")))
-            }
-            Specs::Only(patterns) => {
-                command.args(patterns.iter().map(|pattern| format!("--ginkgo.focus={pattern}")))
-            }
+        // With one, the flag is taken for that of Go's own tests, and refused.
+        if at_once > 1 {
+            command.arg(format!("--parallel={at_once}"));
+        }
+        let (flag, names) = match specs {
+            Specs::AllBut(names) => ("skip", names),
+            Specs::Only(names) => ("focus", names),
         };
+        command.args(names.iter().map(|name| format!("--ginkgo.{flag}={}", literally(name))));
         command
     }
+}
+
+/// The regular expression that fits `text`.
+fn literally(text: &str) -> String {
+    let escaped = |c: char| {
+        let special = c.is_ascii_punctuation() && !matches!(c, ',' | '-' | '_' | '/');
+        special.then_some('\\').into_iter().chain([c])
+    };
+    text.chars().flat_map(escaped).collect()
 }
 
 /// Part of the report that ginkgo writes.
@@ -182,7 +191,12 @@ fn path_with_tools() -> std::ffi::OsString {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, parse};
+    use super::{Outcome, literally, parse};
+
+    #[test]
+    fn a_name_is_matched_as_it_is_written() {
+        assert_eq!(literally("[k8s.io] A|B (c), d-e"), r"\[k8s\.io\] A\|B \(c\), d-e");
+    }
 
     #[test]
     fn only_specs_that_were_run_are_counted() {

@@ -1,6 +1,8 @@
 //! Stand-ins for every image that critest (cri-tools 1.36) uses: what its specs look at, on
 //! Debian's busybox. Not among them: the image pinned by the digest of the real one.
 
+use std::process::Command;
+
 use crate::busybox::{PATH, busybox, busybox_layer};
 use crate::containerd::PAUSE;
 use crate::image::{Image, architecture};
@@ -22,14 +24,28 @@ echo "${0##*/}: serving port $1"
 wait
 "#;
 
+/// Says with whose rights it runs; it is installed set-user-ID root. Busybox would not do: it gives
+/// such rights up.
+const NO_NEW_PRIVS: &str = r#"
+#include <stdio.h>
+#include <unistd.h>
+int main(void) { return printf("Effective uid: %d\n", (int)geteuid()) < 0; }
+"#;
+
+/// What containerd runs first in a pod. No `sleep`: a spec looks for one.
+const PAUSE_FOREVER: &str = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n";
+
 /// Pushes all stand-ins to `registry`.
 pub fn push(registry: &Registry) {
-    let pause = busybox().label("image", "pause").cmd(&[]).entrypoint(&["sleep", "infinity"]);
+    let pause = Layer::new().file("pause", 0o755, compile(PAUSE_FOREVER));
+    let pause = Image::new().layer(pause).entrypoint(&["/pause"]);
     registry.push(without_host(PAUSE), &pause);
     registry.push("pause:3.9", &pause.label("version", "3.9"));
 
     let e2e = |name: &str| format!("e2e-test-images/{name}");
     registry.push(&e2e("busybox:1.29-2"), &busybox());
+    let program = Layer::new().file("nnp", 0o4755, compile(NO_NEW_PRIVS));
+    registry.push(&e2e("nonewprivs:1.3"), &Image::new().layer(program).entrypoint(&["/nnp"]));
     registry.push(&e2e("nginx:1.14-2"), &web_server("nginx", "80", "master process"));
     registry.push(&e2e("httpd:2.4.39-4"), &web_server("httpd-server", "80", "httpd"));
 
@@ -79,6 +95,16 @@ fn web_server(name: &str, port: &str, title: &str) -> Image {
         .entrypoint(&[&format!("/{program}")])
         .cmd(&[port, title])
         .stop_signal("SIGQUIT")
+}
+
+/// A static program from C.
+fn compile(source: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("the temporary folder is writable");
+    let (from, to) = (folder.path().join("program.c"), folder.path().join("program"));
+    fs_err::write(&from, source).expect("own folder");
+    let result = Command::new("cc").args(["-static", "-O2", "-o"]).args([&to, &from]).status();
+    assert!(result.is_ok_and(|status| status.success()), "cc and libc6-dev are installed");
+    fs_err::read(to).expect("cc has just written it")
 }
 
 /// The repository and tag in `name`, which begins with a registry.
