@@ -37,10 +37,7 @@ const PAUSE_FOREVER: &str = "#include <unistd.h>\nint main(void) { for (;;) paus
 
 /// Pushes all stand-ins to `registry`.
 pub fn push(registry: &Registry) {
-    let pause = Layer::new().file("pause", 0o755, compile(PAUSE_FOREVER));
-    let pause = Image::new().layer(pause).entrypoint(&["/pause"]);
-    registry.push(without_host(PAUSE), &pause);
-    registry.push("pause:3.9", &pause.label("version", "3.9"));
+    push_pause(registry);
 
     let e2e = |name: &str| format!("e2e-test-images/{name}");
     registry.push(&e2e("busybox:1.29-2"), &busybox());
@@ -74,6 +71,15 @@ pub fn push(registry: &Registry) {
     ] {
         registry.push(&cri_tools(name), &marked(mark));
     }
+}
+
+/// Pushes the images that do nothing: containerd's for each pod, and the one that specs pull from
+/// two registries.
+pub fn push_pause(registry: &Registry) {
+    let layer = Layer::new().file("pause", 0o755, compile(PAUSE_FOREVER));
+    let pause = Image::new().layer(layer).entrypoint(&["/pause"]);
+    registry.push(without_host(PAUSE), &pause);
+    registry.push("pause:3.9", &pause.label("version", "3.9"));
 }
 
 /// A busybox that is told from others by a file named `mark`.

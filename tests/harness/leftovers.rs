@@ -29,6 +29,17 @@ pub fn list(place: &Place, daemon: Option<u32>, expected: &[PathBuf]) -> Vec<Str
     found
 }
 
+/// Waits until there is nothing, and returns what is there still at the end of `limit`: somebody
+/// may end a moment after the answer that said so.
+pub fn await_none(limit: Duration, mut list: impl FnMut() -> Vec<String>) -> Vec<String> {
+    let mut left = vec![];
+    within(limit, || {
+        left = list();
+        left.is_empty().then_some(())
+    });
+    left
+}
+
 /// Removes everything. What resists is returned.
 pub fn remove(place: &Place) -> Vec<String> {
     // A monitor that dies may hand its children on, and a mount may have a mount beneath it.
@@ -76,9 +87,25 @@ fn processes(place: &Place) -> Vec<Process> {
             || cgroup.lines().any(|line| in_cgroup(line, &place.cgroup()))
             || elsewhere
                 && String::from_utf8_lossy(&read(&process.join("mountinfo"))).contains(folder);
-        (ours && pid != std::process::id()).then_some(Process { pid, command })
+        let counts = ours && pid != std::process::id() && !awaits_pid_1(&process);
+        let command = if command.is_empty() { stat(&process).join(" ") } else { command };
+        counts.then_some(Process { pid, command })
     })
     .collect()
+}
+
+/// Whether it has ended and only PID 1, whose business that is, has yet to take note.
+fn awaits_pid_1(process: &Path) -> bool {
+    stat(process).get(1..).is_some_and(|rest| rest == ["Z", "1"])
+}
+
+/// Name in brackets, state and parent of a process; nothing if it is gone by now.
+fn stat(process: &Path) -> Vec<String> {
+    let stat = String::from_utf8_lossy(&read(&process.join("stat"))).into_owned();
+    // "PID (NAME) STATE PARENT ...", where the name may hold spaces and brackets.
+    let Some((front, rest)) = stat.rsplit_once(") ") else { return vec![] };
+    let name = front.split_once(' ').map_or("", |(_, name)| name);
+    [format!("{name})")].into_iter().chain(rest.split(' ').take(2).map(str::to_owned)).collect()
 }
 
 /// Whether a line of /proc/PID/cgroup ("4:memory:/cria-node-1/pod") is `group` or beneath it.

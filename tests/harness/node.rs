@@ -163,6 +163,13 @@ impl Node {
         found
     }
 
+    /// Panics if [`Node::leftovers`] are not gone within `limit`.
+    #[track_caller]
+    pub fn assert_nothing_left(&mut self, limit: Duration) {
+        let left = leftovers::await_none(limit, || self.leftovers());
+        assert!(left.is_empty(), "left on the node: {left:#?}");
+    }
+
     /// The command that starts this node's daemon, for tests that look at a start that fails.
     pub fn command(&self) -> Command {
         let folder = self.place.folder();
