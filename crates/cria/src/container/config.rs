@@ -30,8 +30,8 @@ pub(crate) struct ContainerConfig {
     pub(crate) stdin: bool,
     pub(crate) stdin_once: bool,
     pub(crate) tty: bool,
-    /// The CRI's number of the signal (`runtime.v1.Signal`); 0: the image's, else SIGTERM.
-    pub(crate) stop_signal: i32,
+    /// The signal's number; `None`: the image's, else SIGTERM.
+    pub(crate) stop_signal: Option<i32>,
     pub(crate) resources: Resources,
     pub(crate) security: SecurityContext,
 }

@@ -1,0 +1,170 @@
+//! One small JSON file per sandbox and container, replaced by rename.
+//!
+//! A record is written before the memory changes (so that a crash can only lose what nobody was
+//! told), without fsync: a crash of the daemon needs none, and after a power cut every container
+//! is gone anyway. Records only gain fields; a reader keeps those it does not know.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+/// The newest form of the records this release can read.
+const VERSION: u64 = 1;
+
+/// Why a record could not be read. The caller decides what becomes of its resources.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("cannot read record {path}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("record {path} is damaged")]
+    Damaged { path: PathBuf, source: serde_json::Error },
+    #[error("record {path} is of form {found}, newer than this release's {VERSION}")]
+    Newer { path: PathBuf, found: u64 },
+}
+
+/// A record together with its version, as it stands in the file.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    version: u64,
+    #[serde(flatten)]
+    record: &'a T,
+}
+
+/// A value that is on disk before it is in memory. Readers never wait for the disk.
+pub(crate) struct Checkpoint<T> {
+    path: PathBuf,
+    value: watch::Sender<T>,
+    writing: tokio::sync::Mutex<()>,
+}
+
+impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
+    /// Writes the first record of an object; its directory must exist.
+    pub(crate) async fn create(path: PathBuf, value: T) -> io::Result<Self> {
+        save(&path, &value).await?;
+        Ok(Self::loaded(path, value))
+    }
+
+    /// A record that was read from `path`.
+    pub(crate) fn loaded(path: PathBuf, value: T) -> Self {
+        Self { path, value: watch::Sender::new(value), writing: tokio::sync::Mutex::new(()) }
+    }
+
+    pub(crate) fn get(&self) -> watch::Ref<'_, T> {
+        self.value.borrow()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<T> {
+        self.value.subscribe()
+    }
+
+    /// Changes the record, then the memory.
+    pub(crate) async fn change(&self, change: impl FnOnce(&mut T)) -> io::Result<()> {
+        let _one_writer = self.writing.lock().await;
+        let mut value = self.value.borrow().clone();
+        change(&mut value);
+        save(&self.path, &value).await?;
+        self.value.send_replace(value);
+        Ok(())
+    }
+
+    /// Changes the memory even where the disk refuses: for facts that are true all the same and
+    /// that another file holds (an exit). The error is the caller's to tell.
+    pub(crate) async fn note(&self, change: impl FnOnce(&mut T)) -> io::Result<()> {
+        let _one_writer = self.writing.lock().await;
+        let mut value = self.value.borrow().clone();
+        change(&mut value);
+        let saved = save(&self.path, &value).await;
+        self.value.send_replace(value);
+        saved
+    }
+}
+
+async fn save<T: Clone + Serialize + Send + 'static>(path: &Path, value: &T) -> io::Result<()> {
+    let (path, value) = (path.to_owned(), value.clone());
+    spawn_blocking(move || write(&path, &value)).await?
+}
+
+/// Replaces the record at `path`: a reader sees the old one or the new one, whole.
+pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(&Versioned { version: VERSION, record })?;
+    replace(path, &text)
+}
+
+/// Writes `content` aside and renames it to `path`.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    fs_err::write(&aside, content).and_then(|()| fs_err::rename(&aside, path)).inspect_err(|_| {
+        // A full disk must not keep the half that did fit.
+        drop(fs_err::remove_file(&aside));
+    })
+}
+
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ReadError> {
+    let text = fs_err::read(path)
+        .map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    let damaged = |source| ReadError::Damaged { path: path.to_owned(), source };
+    let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
+    let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    if found > VERSION {
+        return Err(ReadError::Newer { path: path.to_owned(), found });
+    }
+    serde_json::from_value(value).map_err(damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Record {
+        name: String,
+        #[serde(flatten)]
+        unknown: serde_json::Map<String, serde_json::Value>,
+    }
+
+    #[test]
+    fn a_record_comes_back_with_the_fields_that_its_reader_does_not_know() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        fs_err::write(&path, r#"{"version": 1, "name": "a", "later": [1, 2]}"#).unwrap();
+
+        let record: Record = read(&path).unwrap();
+        write(&path, &record).unwrap();
+
+        let again: serde_json::Value =
+            serde_json::from_slice(&fs_err::read(&path).unwrap()).unwrap();
+        assert_eq!(again["later"], serde_json::json!([1, 2]));
+    }
+
+    #[test]
+    fn a_newer_record_is_refused_and_a_damaged_one_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        let cases = [
+            (r#"{"version": 2, "name": "a"}"#, "newer"),
+            (r#"{"version": 1}"#, "damaged"),
+            (r#"{"vers"#, "damaged"),
+            ("", "damaged"),
+        ];
+        for (text, word) in cases {
+            fs_err::write(&path, text).unwrap();
+            let error = read::<Record>(&path).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains("record.json"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_record_and_no_other_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        fs_err::create_dir(&path).unwrap();
+        assert!(write(&path, &serde_json::json!({})).is_err());
+        assert_eq!(fs_err::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

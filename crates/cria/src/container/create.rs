@@ -1,0 +1,295 @@
+//! CreateContainer: image, root file system, spec, monitor; undone by `clean` if any of it fails.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cria_images::{Image, Lease};
+use cria_monitor::protocol::{Create, OciRuntime, Request};
+use oci_spec::image::ImageConfiguration;
+use tokio::task::spawn_blocking;
+
+use super::config::{ContainerConfig, SeccompProfile};
+use super::rootfs::Rootfs;
+use super::spec::{self, PidNamespace, SpecNamespaces, SpecRequest};
+use super::state::State;
+use super::{Container, ImageUse, Record, clean};
+use crate::checkpoint::{self, Checkpoint};
+use crate::clock;
+use crate::error::Error;
+use crate::id::ContainerId;
+use crate::monitor::Monitor;
+use crate::node::Node;
+use crate::process;
+use crate::signal;
+use crate::sandbox::Sandbox;
+use crate::sandbox::config::NamespaceMode;
+use crate::sandbox::namespaces::{self, Kind};
+
+/// What a monitor may take beyond the OCI runtime's own deadline.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What is to be created, checked and resolved.
+pub(crate) struct Creation {
+    pub(crate) sandbox: Arc<Sandbox>,
+    pub(crate) config: Arc<ContainerConfig>,
+    pub(crate) image: Arc<Image>,
+    /// Taken when the image was found, so that nobody removes its layers meanwhile.
+    pub(crate) lease: Lease,
+    /// The PID namespace's file for the modes Pod and Target.
+    pub(crate) pid_namespace: Option<PathBuf>,
+}
+
+/// Creates the container; a failure leaves nothing. A command that the OCI runtime refuses is no
+/// failure: the container is kept, and StartContainer will say why.
+pub(crate) async fn create(node: Arc<Node>, creation: Creation) -> Result<Arc<Container>, Error> {
+    let id = ContainerId::random().map_err(|error| Error::io("draw a container id", error))?;
+    let made = make(&node, &id, creation).await;
+    if made.is_err()
+        && let Err(error) = clean(&node, &id).await
+    {
+        let error = crate::error::chain(&error);
+        tracing::warn!(container = %id, error, "cannot undo a failed creation");
+    }
+    made
+}
+
+async fn make(
+    node: &Arc<Node>,
+    id: &ContainerId,
+    creation: Creation,
+) -> Result<Arc<Container>, Error> {
+    let record = new_record(node, id, &creation);
+    let directory = node.paths.container(id);
+    fs_err::create_dir_all(&directory)
+        .map_err(|error| Error::io(format!("make the directory of container {id}"), error))?;
+    let record = Checkpoint::create(node.paths.container_record(id), record)
+        .await
+        .map_err(|error| Error::io(format!("write the record of container {id}"), error))?;
+
+    let lease = prepare_bundle(node, id, creation, &record).await?;
+    let container = Arc::new(Container::of(record));
+    container.held().lease = Some(lease);
+    container.create_process(node).await?;
+    Ok(container)
+}
+
+fn new_record(node: &Node, id: &ContainerId, creation: &Creation) -> Record {
+    let Creation { sandbox, config, image, .. } = creation;
+    Record {
+        id: id.clone(),
+        sandbox: sandbox.id.clone(),
+        config: Arc::clone(config),
+        image: image_use(config, image, &creation.lease),
+        created_at_ns: clock::now_ns(),
+        boot_id: node.boot_id.clone(),
+        log_path: sandbox.log_path(&config.log_path),
+        complete: false,
+        removing: false,
+        user: None,
+        stop_signal: stop_signal(config, image),
+        init_pid: 0,
+        init_start_time: 0,
+        cgroup_parent: sandbox.config.cgroup_parent.clone(),
+        own_pid_namespace: config.security.namespaces.pid == NamespaceMode::Container,
+        state: State::Created { broken: None },
+        resources: config.resources.clone(),
+        stop_deadline_ns: None,
+        unknown: serde_json::Map::new(),
+    }
+}
+
+fn image_use(config: &ContainerConfig, image: &Image, lease: &Lease) -> ImageUse {
+    let asked = &config.image;
+    let name = [&asked.user_specified_image]
+        .into_iter()
+        .chain(image.tags.first())
+        .chain([&asked.image])
+        .find(|name| !name.is_empty());
+    ImageUse {
+        id: image.id.to_string(),
+        name: name.cloned().unwrap_or_default(),
+        reference: image.digests.first().cloned().unwrap_or_default(),
+        layers: lease.layers().iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// As asked, else the image's; one that means nothing is SIGTERM, as everywhere.
+fn stop_signal(config: &ContainerConfig, image: &Image) -> i32 {
+    let of_image = image.config.config().as_ref().and_then(|config| config.stop_signal().as_deref());
+    config.stop_signal.or_else(|| signal::number(of_image?)).unwrap_or(libc::SIGTERM)
+}
+
+/// Root file system and `config.json`.
+async fn prepare_bundle(
+    node: &Arc<Node>,
+    id: &ContainerId,
+    creation: Creation,
+    record: &Checkpoint<Record>,
+) -> Result<Lease, Error> {
+    let bundle = Bundle { node: Arc::clone(node), id: id.clone(), creation };
+    let (lease, user) = spawn_blocking(move || bundle.prepare())
+        .await
+        .map_err(|panic| Error::internal("prepare a bundle", panic))??;
+    record
+        .change(|record| record.user = Some(user))
+        .await
+        .map_err(|error| Error::io(format!("write the record of container {id}"), error))?;
+    Ok(lease)
+}
+
+struct Bundle {
+    node: Arc<Node>,
+    id: ContainerId,
+    creation: Creation,
+}
+
+impl Bundle {
+    /// Blocking.
+    fn prepare(self) -> Result<(Lease, spec::user::User), Error> {
+        let bundle = self.node.paths.container_run(&self.id);
+        let failed = |action: &'static str| {
+            let id = self.id.clone();
+            move |error| Error::io(format!("{action} of container {id}"), error)
+        };
+        fs_err::create_dir_all(&bundle).map_err(failed("make the bundle"))?;
+        let rootfs = Rootfs {
+            lower: &self.creation.lease.lower_directories(),
+            directory: &self.node.paths.container(&self.id),
+            target: &self.node.paths.rootfs(&self.id),
+        };
+        rootfs.mount().map_err(failed("mount the root file system"))?;
+        let (spec, user) = self.spec()?;
+        let text = serde_json::to_vec(&spec).map_err(|error| failed("write the spec")(error.into()))?;
+        checkpoint::replace(&bundle.join("config.json"), &text).map_err(failed("write the spec"))?;
+        Ok((self.creation.lease, user))
+    }
+
+    fn spec(&self) -> Result<(oci_spec::runtime::Spec, spec::user::User), Error> {
+        let (node, Creation { sandbox, config, image, .. }) = (&*self.node, &self.creation);
+        let rootfs = node.paths.rootfs(&self.id);
+        let user = spec::user::look_up(&rootfs, &config.security, image_user(&image.config))?;
+        let volumes = spec::volumes::look_up(&config.mounts, &BTreeMap::new(), &node.facts)?;
+        let devices = match config.security.privileged {
+            true => spec::devices::of_host("/dev".as_ref())?,
+            false => spec::devices::look_up(&config.devices)?,
+        };
+        let cgroups_path = node.cgroups_path(&sandbox.config.cgroup_parent, &self.id);
+        let spec = spec::build(SpecRequest {
+            sandbox_id: &sandbox.id,
+            sandbox: &sandbox.config,
+            hostname: &namespaces::hostname(&sandbox.config, &sandbox.id),
+            config,
+            image: &image.config,
+            user: &user,
+            rootfs: &rootfs,
+            namespaces: &self.namespaces(),
+            files: &sandbox.files(&node.paths),
+            volumes: &volumes,
+            devices: &devices,
+            cgroups_path: &cgroups_path,
+            seccomp: self.seccomp()?,
+            node: &node.facts,
+        })?;
+        Ok((spec, user))
+    }
+
+    fn namespaces(&self) -> SpecNamespaces {
+        let Creation { sandbox, config, pid_namespace, .. } = &self.creation;
+        let own = namespaces::own(&sandbox.config);
+        let pin = |kind: Kind| own.contains(&kind).then(|| kind.pin(&self.node.paths, &sandbox.id));
+        let pid = match (config.security.namespaces.pid, pid_namespace) {
+            (NamespaceMode::Node, _) => PidNamespace::Host,
+            (NamespaceMode::Pod | NamespaceMode::Target, Some(path)) => {
+                PidNamespace::Join(path.clone())
+            }
+            (NamespaceMode::Pod | NamespaceMode::Target | NamespaceMode::Container, _) => {
+                PidNamespace::Own
+            }
+        };
+        SpecNamespaces { network: pin(Kind::Net), ipc: pin(Kind::Ipc), uts: pin(Kind::Uts), pid }
+    }
+
+    fn seccomp(&self) -> Result<Option<oci_spec::runtime::LinuxSeccomp>, Error> {
+        let security = &self.creation.config.security;
+        if security.privileged {
+            return Ok(None);
+        }
+        match &security.seccomp {
+            SeccompProfile::Unconfined => Ok(None),
+            SeccompProfile::RuntimeDefault => {
+                let capabilities = spec::capabilities::of(security, &self.node.facts)?;
+                Ok(Some(self.node.seccomp(&capabilities)?))
+            }
+            SeccompProfile::Localhost(path) => {
+                let capabilities = spec::capabilities::of(security, &self.node.facts)?;
+                Ok(Some(self.node.seccomp_from(path.as_ref(), &capabilities)?))
+            }
+        }
+    }
+}
+
+fn image_user(config: &ImageConfiguration) -> &str {
+    config.config().as_ref().and_then(|config| config.user().as_deref()).unwrap_or_default()
+}
+
+/// What a monitor is told of its container.
+pub(super) fn order(node: &Node, record: &Record) -> Create {
+    let run_dir = node.paths.container_run(&record.id);
+    Create {
+        id: record.id.to_string(),
+        bundle: run_dir.clone(),
+        run_dir,
+        runtime: OciRuntime {
+            path: node.oci.path().to_owned(),
+            arguments: node.oci.arguments(),
+            deadline: node.oci.deadline(),
+        },
+        log: record.log_path.clone(),
+        terminal: record.config.tty,
+        stdin: record.config.stdin,
+        stdin_once: record.config.stdin_once,
+        cgroup: node.cgroups.monitored(&record.cgroup_parent, record.id.as_str()),
+        own_pid_namespace: record.own_pid_namespace,
+        oom_score_adj: spec::resources::oom_score_adj_of(&record.resources, &node.facts),
+        join_cgroups: node.monitor_cgroups.clone(),
+    }
+}
+
+impl Container {
+    /// Starts the monitor and has it run the OCI runtime's `create`.
+    async fn create_process(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
+        let failed = |error| Error::internal(format!("create container {}", self.id), error);
+        let order = order(node, &self.record.get());
+        let (monitor, news) =
+            Monitor::start(&node.monitor, self.id.as_str()).map_err(failed)?;
+        let deadline = node.oci.deadline() + MONITOR_DEADLINE;
+        let state = match monitor.ask_state(Request::Create(Box::new(order)), deadline).await {
+            Ok(state) => state,
+            Err(error) => {
+                let refusal = error.refusal().map(str::to_owned);
+                let broken = refusal.ok_or_else(|| failed(error))?;
+                return self.complete(|record| record.state = State::Created { broken: Some(broken) }).await;
+            }
+        };
+        let (pid, start_time) = (state.init_pid, process::start_time(state.init_pid).unwrap_or(0));
+        self.held().descriptors = state.descriptors;
+        self.attend(node, Arc::new(monitor), news);
+        self.complete(|record| {
+            record.init_pid = pid;
+            record.init_start_time = start_time;
+        })
+        .await
+    }
+
+    async fn complete(&self, change: impl FnOnce(&mut Record)) -> Result<(), Error> {
+        let completed = self.record.change(|record| {
+            change(record);
+            record.complete = true;
+        });
+        completed
+            .await
+            .map_err(|error| Error::io(format!("write the record of container {}", self.id), error))
+    }
+}

@@ -1,0 +1,282 @@
+//! ExecSync: a command in the container, its output in the daemon's memory, bounded.
+//!
+//! The bytes never pass through the monitor: the daemon makes the pipes and hands their far ends
+//! over. The command ends with the connection that asked for it, at its deadline, or by itself.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use cria_monitor::exit::Status;
+use cria_monitor::protocol::{Exec, Reply, Request, SignalScope, Target};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use super::Container;
+use super::spec::process::{self, Terminal};
+use super::state::State;
+use crate::error::Error;
+use crate::monitor::{Monitor, MonitorError};
+use crate::node::Node;
+
+/// Of both streams together: the kubelet takes messages of 16 MiB, and their framing counts.
+const OUTPUT_BYTES: usize = (16 << 20) - (64 << 10);
+
+const TRUNCATED: &[u8] = b"\n[output truncated by cria]\n";
+
+/// A command that is killed at its deadline still has to be seen to end.
+const END_DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) struct ExecOutput {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) exit_code: i32,
+}
+
+/// The commands that run in one container.
+#[derive(Default)]
+pub(super) struct Execs {
+    next: AtomicU64,
+    running: Mutex<HashMap<u64, oneshot::Sender<End>>>,
+}
+
+struct End {
+    status: Status,
+    timed_out: bool,
+}
+
+impl Execs {
+    fn begin(&self) -> (u64, oneshot::Receiver<End>) {
+        let exec = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, end) = oneshot::channel();
+        self.lock().insert(exec, sender);
+        (exec, end)
+    }
+
+    pub(super) fn ended(&self, exec: u64, status: Status, timed_out: bool) {
+        if let Some(sender) = self.lock().remove(&exec) {
+            // Whoever asked may have given up.
+            drop(sender.send(End { status, timed_out }));
+        }
+    }
+
+    fn forget(&self, exec: u64) {
+        self.lock().remove(&exec);
+    }
+
+    /// The monitor has gone: nobody will say how they end.
+    pub(super) fn forsake(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<End>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the command when whoever asked for it has gone.
+struct Running<'a> {
+    container: &'a Container,
+    exec: u64,
+    ended: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.container.execs.forget(self.exec);
+        let Some(monitor) = self.container.monitor().filter(|_| !self.ended) else { return };
+        let target = Target::Exec(self.exec);
+        let kill =
+            Request::Signal { target, signal: libc::SIGKILL, scope: SignalScope::Group };
+        tokio::spawn(async move { drop(monitor.tell(kill, END_DEADLINE).await) });
+    }
+}
+
+impl Container {
+    /// Runs `command` in the container; `timeout` none: as long as it takes.
+    pub(crate) async fn exec_sync(
+        &self,
+        node: &Node,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        let monitor = self.running_monitor()?;
+        let failed = |action: &'static str| {
+            let id = self.id.clone();
+            move |error| Error::io(format!("{action} in container {id}"), error)
+        };
+        let process = self.exec_process(node, command)?;
+        let stdout = Output::new().map_err(failed("make a pipe for a command"))?;
+        let stderr = Output::new().map_err(failed("make a pipe for a command"))?;
+        let (exec, end) = self.execs.begin();
+        let mut running = Running { container: self, exec, ended: false };
+        let (stdout, stdout_end) = stdout;
+        let (stderr, stderr_end) = stderr;
+        let request = Request::Exec(Exec {
+            exec,
+            process,
+            terminal: false,
+            stdin: None,
+            stdout: Some(stdout_end),
+            stderr: Some(stderr_end),
+            timeout,
+            dies_with_connection: true,
+        });
+        self.begin_exec(node, &monitor, request, timeout).await?;
+        let (stdout, stderr, end) = collect(stdout, stderr, end)
+            .await
+            .map_err(failed("read the output of a command"))?;
+        running.ended = true;
+        let end = end.ok_or_else(|| {
+            Error::internal(format!("learn how a command in {} ended", self.id), MonitorError::Gone)
+        })?;
+        match (end.timed_out, timeout) {
+            (true, Some(timeout)) => Err(Error::ExecTimeout(timeout)),
+            _ => Ok(ExecOutput { stdout, stderr, exit_code: end.status.exit_code() }),
+        }
+    }
+
+    fn running_monitor(&self) -> Result<std::sync::Arc<Monitor>, Error> {
+        match self.state() {
+            State::Created { .. } => Err(self.wrong_state("not running yet")),
+            State::Exited(_) => Err(self.wrong_state("exited")),
+            State::Running { .. } => {
+                self.monitor().ok_or_else(|| self.wrong_state("without a monitor"))
+            }
+        }
+    }
+
+    async fn begin_exec(
+        &self,
+        node: &Node,
+        monitor: &Monitor,
+        request: Request,
+        timeout: Option<Duration>,
+    ) -> Result<(), Error> {
+        match monitor.ask(request, node.oci.patience()).await {
+            Ok(Reply::ExecStarted { .. }) => Ok(()),
+            Ok(_) => {
+                let error = MonitorError::Unexpected { request: "exec" };
+                Err(Error::internal(format!("run a command in container {}", self.id), error))
+            }
+            Err(error) => Err(match (error.timed_out(), timeout) {
+                (true, Some(timeout)) => Error::ExecTimeout(timeout),
+                _ => Error::internal(format!("run a command in container {}", self.id), error),
+            }),
+        }
+    }
+
+    /// The OCI process object, sealed: the container's own process with another command line.
+    fn exec_process(&self, node: &Node, command: Vec<String>) -> Result<OwnedFd, Error> {
+        let failed = |error| Error::io(format!("describe a command for container {}", self.id), error);
+        let path = node.paths.container_run(&self.id).join("config.json");
+        let process = fs_err::read(path)
+            .and_then(|text| Ok(serde_json::from_slice::<SpecProcess>(&text)?.process))
+            .map_err(failed)?;
+        let process = process::for_exec(&process, command, Terminal::No);
+        sealed(&process).map_err(failed)
+    }
+}
+
+/// The part of a spec that an exec needs.
+#[derive(serde::Deserialize)]
+struct SpecProcess {
+    process: oci_spec::runtime::Process,
+}
+
+fn sealed(process: &oci_spec::runtime::Process) -> io::Result<OwnedFd> {
+    let file = memfd_create("process", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = std::fs::File::from(file);
+    serde_json::to_writer(&mut file, process)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
+
+/// One stream of a command.
+struct Output {
+    pipe: AsyncFd<OwnedFd>,
+    kept: Vec<u8>,
+    open: bool,
+    /// Of what was read beyond the bound.
+    discarded: bool,
+}
+
+impl Output {
+    /// And the end that the command writes into.
+    fn new() -> io::Result<(Self, OwnedFd)> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&read, true)?;
+        let pipe = AsyncFd::new(read)?;
+        Ok((Self { pipe, kept: Vec::new(), open: true, discarded: false }, write))
+    }
+
+    /// Reads something; forever pending once the stream has ended.
+    async fn read(&mut self, room: usize) -> io::Result<()> {
+        if !self.open {
+            return std::future::pending().await;
+        }
+        let mut buffer = [0_u8; 16 << 10];
+        loop {
+            let mut ready = self.pipe.readable().await?;
+            match ready.try_io(|pipe| Ok(rustix::io::read(pipe.get_ref().as_fd(), &mut buffer)?)) {
+                Ok(count) => {
+                    let count = count?;
+                    drop(ready);
+                    self.keep(&buffer[..count], room);
+                    return Ok(());
+                }
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// What the pipe still holds. A background child may keep it open for ever: never waits.
+    fn drain(&mut self, room: usize) {
+        let mut buffer = [0_u8; 16 << 10];
+        let mut room = room;
+        while self.open {
+            let Ok(count) = rustix::io::read(self.pipe.get_ref(), &mut buffer) else { return };
+            self.keep(&buffer[..count], room);
+            room = room.saturating_sub(count);
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8], room: usize) {
+        self.open = !bytes.is_empty();
+        let fits = bytes.len().min(room);
+        self.kept.extend_from_slice(&bytes[..fits]);
+        self.discarded |= fits < bytes.len();
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        if self.discarded {
+            self.kept.extend_from_slice(TRUNCATED);
+        }
+        self.kept
+    }
+}
+
+/// Reads both streams until the command has ended and they are empty. No end: the monitor is gone.
+async fn collect(
+    mut stdout: Output,
+    mut stderr: Output,
+    mut end: oneshot::Receiver<End>,
+) -> io::Result<(Vec<u8>, Vec<u8>, Option<End>)> {
+    let end = loop {
+        let room = OUTPUT_BYTES.saturating_sub(stdout.kept.len() + stderr.kept.len());
+        tokio::select! {
+            read = stdout.read(room) => read?,
+            read = stderr.read(room) => read?,
+            end = &mut end => break end.ok(),
+        }
+    };
+    stdout.drain(OUTPUT_BYTES.saturating_sub(stdout.kept.len() + stderr.kept.len()));
+    stderr.drain(OUTPUT_BYTES.saturating_sub(stdout.kept.len() + stderr.kept.len()));
+    Ok((stdout.finish(), stderr.finish(), end))
+}

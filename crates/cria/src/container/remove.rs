@@ -1,0 +1,97 @@
+//! RemoveContainer, and the undoing of a CreateContainer that failed: the same, by id alone.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cria_monitor::protocol::{Phase, Request};
+use tokio::task::spawn_blocking;
+
+use super::Container;
+use crate::error::Error;
+use crate::id::ContainerId;
+use crate::monitor::{Monitor, MonitorError, News};
+use crate::mounts;
+use crate::node::Node;
+
+/// Ending a container includes the OCI runtime's `delete`.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
+
+const STATE_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Container {
+    /// Kills what runs, and leaves nothing. Runs to its end even if the caller goes away.
+    pub(crate) async fn remove(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
+        let (container, node) = (Arc::clone(self), Arc::clone(node));
+        tokio::spawn(async move {
+            let _alone = container.lifecycle.lock().await;
+            container.note_removing().await;
+            container.stop(Duration::ZERO).await?;
+            container.release().await;
+            clean(&node, &container.id).await?;
+            container.held().lease = None;
+            Ok(())
+        })
+        .await
+        .map_err(|panic| Error::internal("remove the container", panic))?
+    }
+
+    /// So that a restarted daemon continues. A full disk must not keep a container, though.
+    async fn note_removing(&self) {
+        if let Err(error) = self.record.note(|record| record.removing = true).await {
+            tracing::warn!(container = %self.id, %error, "cannot write the record");
+        }
+    }
+}
+
+/// Ends and removes a container of which nothing is known but the id.
+pub(crate) async fn discard(node: &Arc<Node>, id: &ContainerId) -> Result<(), Error> {
+    if let Ok((monitor, mut news)) = Monitor::connect(&node.paths.container_run(id)) {
+        match monitor.tell(Request::Release, RELEASE_DEADLINE).await {
+            Ok(()) | Err(MonitorError::Gone) => {}
+            Err(error) => {
+                return Err(Error::internal(format!("end the monitor of container {id}"), error));
+            }
+        }
+        while let Some(News::Event(_)) = news.recv().await {}
+    }
+    clean(node, id).await
+}
+
+/// Whether a monitor answers for a container that has not ended.
+pub(crate) async fn is_alive(node: &Node, id: &ContainerId) -> bool {
+    let Ok((monitor, _news)) = Monitor::connect(&node.paths.container_run(id)) else { return false };
+    let state = monitor.ask_state(Request::State, STATE_DEADLINE).await;
+    state.is_ok_and(|state| state.phase != Phase::Exited)
+}
+
+/// Removes whatever there is of a container: its OCI runtime state, cgroup, mounts and files, the
+/// record last. Every step can be repeated; a failure leaves the record, so that it will be.
+pub(crate) async fn clean(node: &Arc<Node>, id: &ContainerId) -> Result<(), Error> {
+    if node.oci.knows(id) {
+        let deleted = node.oci.delete(id).await;
+        deleted.map_err(|error| Error::internal(format!("delete container {id}"), error))?;
+    }
+    let (node, id) = (Arc::clone(node), id.clone());
+    let cleaned = spawn_blocking(move || clean_files(&node, &id).map_err(|error| (id, error)));
+    match cleaned.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err((id, error))) => Err(Error::io(format!("remove container {id}"), error)),
+        Err(panic) => Err(Error::internal("remove a container's files", panic)),
+    }
+}
+
+fn clean_files(node: &Node, id: &ContainerId) -> io::Result<()> {
+    node.cgroups.remove_container(id.as_str())?;
+    mounts::detach(&node.paths.rootfs(id))?;
+    remove_tree(&node.paths.container_run(id))?;
+    remove_tree(&node.paths.container(id))
+}
+
+pub(crate) fn remove_tree(directory: &Path) -> io::Result<()> {
+    match fs_err::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,81 @@
+//! StartContainer.
+
+use std::sync::Arc;
+
+use cria_monitor::protocol::{Reply, Request};
+
+use super::Container;
+use super::state::{Exited, State};
+use crate::clock;
+use crate::error::Error;
+use crate::monitor::MonitorError;
+use crate::node::Node;
+
+impl Container {
+    /// Runs the container's process. A failure leaves the container, exited, with code 128 and
+    /// reason `StartError`. Runs to its end even if the caller goes away.
+    pub(crate) async fn start(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
+        let (container, node) = (Arc::clone(self), Arc::clone(node));
+        tokio::spawn(async move {
+            let _alone = container.lifecycle.lock().await;
+            container.start_alone(&node).await
+        })
+        .await
+        .map_err(|panic| Error::internal("start the container", panic))?
+    }
+
+    async fn start_alone(&self, node: &Node) -> Result<(), Error> {
+        match self.state() {
+            State::Created { broken: None } => {}
+            State::Created { broken: Some(message) } => return self.failed(message).await,
+            State::Running { .. } => return Err(self.wrong_state("running already")),
+            State::Exited(_) => return Err(self.wrong_state("exited")),
+        }
+        self.make_log_directory()?;
+        let monitor = self.monitor().ok_or_else(|| self.wrong_state("without a monitor"))?;
+        match monitor.ask(Request::Start, node.oci.patience()).await {
+            Ok(Reply::Started { at_ns }) => self.note_started(at_ns).await,
+            Ok(_) => self.failed("the monitor answered `start` with something else".into()).await,
+            // Its end is on its way, and says all: the supervisor takes it in.
+            Err(MonitorError::Gone) => self.failed("the monitor died".into()).await,
+            Err(error) => self.failed(crate::error::chain(&error)).await,
+        }
+    }
+
+    /// Its end may have been taken in already: then it stays what it is.
+    async fn note_started(&self, at_ns: i64) -> Result<(), Error> {
+        let init_pid = self.record.get().init_pid;
+        let noted = self.record.note(|record| {
+            if let Ok(started) = record.state.clone().started(init_pid, at_ns) {
+                record.state = started;
+            }
+        });
+        if let Err(error) = noted.await {
+            // The monitor knows that it runs, and tells a restarted daemon.
+            tracing::warn!(container = %self.id, %error, "cannot write the record");
+        }
+        Ok(())
+    }
+
+    /// The container has ended without having begun; whatever is left of it goes.
+    async fn failed(&self, message: String) -> Result<(), Error> {
+        let exited = Exited::never_started(message.clone(), clock::now_ns());
+        self.note_exited(exited).await;
+        self.release().await;
+        Err(Error::Refused { action: "start", container: self.id.to_string(), message })
+    }
+
+    /// The kubelet makes the directory; crictl does not.
+    fn make_log_directory(&self) -> Result<(), Error> {
+        let record = self.record.get();
+        let Some(directory) = record.log_path.as_deref().and_then(|path| path.parent()) else {
+            return Ok(());
+        };
+        fs_err::create_dir_all(directory)
+            .map_err(|error| Error::io(format!("make the log directory of {}", self.id), error))
+    }
+
+    pub(super) fn wrong_state(&self, state: &'static str) -> Error {
+        Error::WrongState { kind: "container", id: self.id.to_string(), state }
+    }
+}

@@ -1,0 +1,327 @@
+//! Watches over a container: hears its monitor, takes in its end, and replaces a monitor that dies.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cria_monitor::exit::{Exit, Status};
+use cria_monitor::protocol::{Adopt, Descriptors, Event, Phase, Request, State as MonitorState};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use super::state::{Exited, State};
+use super::{Container, Record};
+use crate::checkpoint::Checkpoint;
+use crate::clock;
+use crate::error::chain;
+use crate::monitor::{Monitor, MonitorError, News};
+use crate::node::Node;
+
+/// Within this a monitor that lives answers.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Removing what an ended container leaves includes the OCI runtime's `delete`.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
+
+impl Container {
+    /// Keeps the connection, and starts the task that listens to it.
+    pub(super) fn attend(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        monitor: Arc<Monitor>,
+        news: mpsc::Receiver<News>,
+    ) {
+        self.monitor.send_replace(Some(monitor));
+        let (container, node) = (Arc::clone(self), Arc::clone(node));
+        tokio::spawn(async move { container.listen(&node, news).await });
+    }
+
+    async fn listen(self: Arc<Self>, node: &Arc<Node>, mut news: mpsc::Receiver<News>) {
+        while let Some(news) = news.recv().await {
+            match news {
+                News::Event(event) => self.hear(event).await,
+                News::Gone => break,
+            }
+        }
+        self.execs.forsake();
+        self.monitor.send_replace(None);
+        if !self.state().is_exited() {
+            self.replace_monitor(node).await;
+        }
+    }
+
+    async fn hear(self: &Arc<Self>, event: Event) {
+        match event {
+            Event::Exited(exit) => self.take_in(&exit).await,
+            Event::ExecExited { exec, status, timed_out } => {
+                self.execs.ended(exec, status, timed_out);
+            }
+            Event::StdinClosed => self.held().descriptors.stdin = None,
+            Event::LogLost { bytes, error } => {
+                tracing::warn!(container = %self.id, bytes, error, "output could not be logged");
+            }
+        }
+    }
+
+    /// Notes the end, then lets the monitor go. If the disk refuses the note, the monitor's own
+    /// exit record still holds it, and the monitor stays until the container is removed.
+    pub(super) async fn take_in(self: &Arc<Self>, exit: &Exit) {
+        let noted = self.note_exited(Exited::from_record(exit, self.created_at_ns)).await;
+        self.held().descriptors = Descriptors::default();
+        if noted {
+            // A task of its own: the reply comes through the loop that called us.
+            let container = Arc::clone(self);
+            tokio::spawn(async move { container.release().await });
+        }
+    }
+
+    /// True if it stands on disk. Memory has it in any case.
+    pub(super) async fn note_exited(&self, exited: Exited) -> bool {
+        let noted = self.record.note(|record| {
+            record.state = record.state.clone().exited(exited);
+            record.stop_deadline_ns = None;
+        });
+        noted
+            .await
+            .inspect_err(|error| {
+                tracing::warn!(container = %self.id, %error, "cannot write the exit into the record");
+            })
+            .is_ok()
+    }
+
+    /// Has the monitor remove what is left of the container, and quit. Returns when it has gone.
+    pub(super) async fn release(&self) {
+        let mut monitors = self.monitor.subscribe();
+        let Some(monitor) = self.monitor() else { return };
+        match monitor.tell(Request::Release, RELEASE_DEADLINE).await {
+            Ok(()) | Err(MonitorError::Gone) => {}
+            Err(error) => {
+                tracing::warn!(container = %self.id, error = chain(&error), "the monitor stays");
+                return;
+            }
+        }
+        let gone = monitors.wait_for(Option::is_none);
+        if tokio::time::timeout(DEADLINE, gone).await.is_err() {
+            tracing::warn!(container = %self.id, "the monitor does not end");
+        }
+    }
+
+    /// The monitor died; its container did not. Another one goes on where it stopped.
+    async fn replace_monitor(self: &Arc<Self>, node: &Arc<Node>) {
+        if let Some(exit) = recorded_exit(&node.paths.container_run(&self.id)) {
+            self.take_in(&exit).await;
+            return;
+        }
+        tracing::warn!(container = %self.id, "the monitor died; starting another");
+        let held = duplicate(&self.held().descriptors);
+        let init = held.as_ref().ok().and_then(|held| held.init.as_ref()?.try_clone().ok());
+        let adopted = match held {
+            Ok(held) => self.adopt(node, held, init.is_some()).await,
+            Err(error) => Err(MonitorError::Io(error)),
+        };
+        match (adopted, init) {
+            (Ok(()), Some(init)) => self.await_orphan(init).await,
+            (Ok(()), None) => {}
+            (Err(error), init) => {
+                tracing::error!(
+                    container = %self.id, error = chain(&error),
+                    "no monitor for a running container: its output and exit code are lost",
+                );
+                self.watch_alone(init).await;
+            }
+        }
+    }
+
+    async fn adopt(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        descriptors: Descriptors,
+        daemon_waits: bool,
+    ) -> Result<(), MonitorError> {
+        let adopt = {
+            let record = self.record.get();
+            Adopt {
+                container: super::create::order(node, &record),
+                init_pid: record.init_pid,
+                started_at_ns: match record.state {
+                    State::Running { started_at_ns, .. } => started_at_ns,
+                    State::Created { .. } | State::Exited(_) => 0,
+                },
+                killed_by_us: self.held().killed,
+                daemon_waits,
+                descriptors,
+            }
+        };
+        let (monitor, news) = Monitor::start(&node.monitor, self.id.as_str())?;
+        let monitor = Arc::new(monitor);
+        let state = monitor.ask_state(Request::Adopt(Box::new(adopt)), DEADLINE).await?;
+        self.attend(node, monitor, news);
+        if let Some(exit) = state.exit {
+            self.take_in(&exit).await;
+        }
+        Ok(())
+    }
+
+    /// A monitor's child comes to the daemon that started the monitor when the monitor dies: only
+    /// we can learn how it ends. A monitor of an earlier daemon leaves it to PID 1.
+    async fn await_orphan(self: &Arc<Self>, init: OwnedFd) {
+        let Ok(init) = AsyncFd::new(init) else { return };
+        if init.readable().await.is_err() {
+            return;
+        }
+        let status = match waitid(WaitId::PidFd(init.get_ref().as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => status_of(&status),
+            Ok(None) | Err(_) => Status::Unknown,
+        };
+        if let Some(monitor) = self.monitor()
+            && let Err(error) = monitor.tell(Request::InitEnded { status }, DEADLINE).await
+        {
+            tracing::warn!(container = %self.id, error = chain(&error), "cannot tell the monitor");
+        }
+    }
+
+    /// Without a monitor the end is seen, but nothing else.
+    async fn watch_alone(self: &Arc<Self>, init: Option<OwnedFd>) {
+        if let Some(init) = init
+            && let Ok(init) = AsyncFd::new(init)
+        {
+            drop(init.readable().await);
+            drop(waitid(WaitId::PidFd(init.get_ref().as_fd()), WaitIdOptions::EXITED));
+        }
+        self.note_unknown_exit("its monitor died and could not be replaced").await;
+    }
+
+    async fn note_unknown_exit(&self, message: &str) {
+        let started_at_ns = match self.state() {
+            State::Running { started_at_ns, .. } => started_at_ns,
+            State::Created { .. } | State::Exited(_) => 0,
+        };
+        self.note_exited(Exited::unknown(message, started_at_ns, clock::now_ns())).await;
+    }
+}
+
+/// A container whose record a new daemon has read: its true state, from whoever knows it.
+pub(crate) async fn recover(node: &Arc<Node>, record: Checkpoint<Record>) -> Arc<Container> {
+    let container = Arc::new(Container::of(record));
+    let other_boot = container.record.get().boot_id != node.boot_id;
+    if container.state().is_exited() || other_boot {
+        // Its resources went with the boot; the record did not.
+        if other_boot {
+            container.note_unknown_exit("the node was restarted").await;
+        }
+        container.release_former(node).await;
+        return container;
+    }
+    if matches!(container.state(), State::Created { broken: Some(_) }) {
+        return container;
+    }
+    match container.reconnect(node).await {
+        Ok(()) => {}
+        Err(error) => {
+            tracing::warn!(container = %container.id, error = chain(&error), "no monitor answers");
+            container.recover_without_monitor(node).await;
+        }
+    }
+    if let Some(at_ns) = container.record.get().stop_deadline_ns {
+        let stopping = Arc::clone(&container);
+        tokio::spawn(async move { stopping.stop(clock::until(at_ns)).await });
+    }
+    container
+}
+
+impl Container {
+    async fn reconnect(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), MonitorError> {
+        let (monitor, news) = Monitor::connect(&node.paths.container_run(&self.id))?;
+        let monitor = Arc::new(monitor);
+        let state = monitor.ask_state(Request::State, DEADLINE).await?;
+        self.attend(node, monitor, news);
+        self.note_state(state).await;
+        Ok(())
+    }
+
+    /// The monitor knows better than the record what has happened meanwhile.
+    async fn note_state(self: &Arc<Self>, state: MonitorState) {
+        self.held().descriptors = state.descriptors;
+        match (state.phase, state.exit) {
+            (_, Some(exit)) => self.take_in(&exit).await,
+            (Phase::Running, None) => {
+                let (pid, at_ns) = (state.init_pid, state.started_at_ns);
+                let noted = self.record.note(|record| {
+                    if let Ok(started) = record.state.clone().started(pid, at_ns) {
+                        record.state = started;
+                    }
+                });
+                if let Err(error) = noted.await {
+                    tracing::warn!(container = %self.id, %error, "cannot write the record");
+                }
+            }
+            (Phase::Created | Phase::Exited, None) => {}
+        }
+    }
+
+    /// An ended container's monitor may still wait to be released.
+    async fn release_former(self: &Arc<Self>, node: &Arc<Node>) {
+        if let Ok((monitor, news)) = Monitor::connect(&node.paths.container_run(&self.id)) {
+            self.attend(node, Arc::new(monitor), news);
+            let container = Arc::clone(self);
+            tokio::spawn(async move { container.release().await });
+        }
+    }
+
+    /// Monitor and daemon died. The exit record, if there is one, is the truth; a process that
+    /// still runs gets a monitor again; otherwise nobody knows.
+    async fn recover_without_monitor(self: &Arc<Self>, node: &Arc<Node>) {
+        if let Some(exit) = recorded_exit(&node.paths.container_run(&self.id)) {
+            return self.take_in(&exit).await;
+        }
+        let init = self.record.get().init();
+        let Some(init) = init else {
+            return self.note_unknown_exit("its monitor and the daemon died").await;
+        };
+        let watched = init.try_clone().ok();
+        let descriptors = Descriptors { init: Some(init), ..Descriptors::default() };
+        match duplicate(&descriptors) {
+            Ok(held) => self.held().descriptors = held,
+            Err(error) => {
+                tracing::warn!(container = %self.id, %error, "cannot keep hold of the process");
+            }
+        }
+        if let Err(error) = self.adopt(node, descriptors, false).await {
+            tracing::error!(container = %self.id, error = chain(&error), "no monitor");
+            let container = Arc::clone(self);
+            tokio::spawn(async move { container.watch_alone(watched).await });
+        }
+    }
+}
+
+/// The record that a monitor left when its container ended.
+fn recorded_exit(run_dir: &Path) -> Option<Exit> {
+    let text = fs_err::read(run_dir.join("exit")).ok()?;
+    Exit::decode(&text)
+        .inspect_err(|error| {
+            tracing::warn!(path = %run_dir.display(), %error, "exit record is damaged");
+        })
+        .ok()
+}
+
+fn status_of(status: &rustix::process::WaitIdStatus) -> Status {
+    let code = status.exit_status().and_then(|code| u8::try_from(code).ok()).map(Status::Code);
+    let signal = || status.terminating_signal().and_then(|signal| u8::try_from(signal).ok());
+    code.or_else(|| signal().map(Status::Signal)).unwrap_or(Status::Unknown)
+}
+
+fn duplicate(descriptors: &Descriptors) -> io::Result<Descriptors> {
+    let again = |descriptor: &Option<OwnedFd>| {
+        descriptor.as_ref().map(OwnedFd::try_clone).transpose()
+    };
+    Ok(Descriptors {
+        init: again(&descriptors.init)?,
+        stdout: again(&descriptors.stdout)?,
+        stderr: again(&descriptors.stderr)?,
+        terminal: again(&descriptors.terminal)?,
+        stdin: again(&descriptors.stdin)?,
+    })
+}

@@ -1,0 +1,107 @@
+//! CreateContainer.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cria_proto::{CreateContainerRequest, CreateContainerResponse};
+
+use super::super::service::record;
+use super::super::{convert, sandbox};
+use crate::container::config::ContainerConfig;
+use crate::container::state::State as ContainerState;
+use crate::container::{self, Container, Creation};
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::node::Node;
+use crate::registry::ContainerKey;
+use crate::sandbox::config::NamespaceMode;
+use crate::sandbox::state::State;
+use crate::sandbox::{Sandbox, namespaces};
+
+/// A repeated request attaches to the first one; after it, the same container is answered as long
+/// as it has not ended.
+pub(in crate::cri) async fn create_container(
+    daemon: &Daemon,
+    request: CreateContainerRequest,
+) -> Result<CreateContainerResponse, Error> {
+    let sandbox = sandbox::find(daemon, &request.pod_sandbox_id)?;
+    let config = Arc::new(convert::container_config(request.config)?);
+    let key = ContainerKey {
+        sandbox: sandbox.id.clone(),
+        name: config.name.clone(),
+        attempt: config.attempt,
+    };
+    let target = target(daemon, &config)?;
+    let node = Arc::clone(&daemon.node);
+    let container = daemon
+        .containers
+        .get_or_create(key, || create(node, sandbox, config, target))
+        .await?;
+    record("container", &container.id);
+    Ok(CreateContainerResponse { container_id: container.id.to_string() })
+}
+
+async fn create(
+    node: Arc<Node>,
+    sandbox: Arc<Sandbox>,
+    config: Arc<ContainerConfig>,
+    target: Option<Arc<Container>>,
+) -> Result<Arc<Container>, Error> {
+    check_ready(&sandbox)?;
+    let asked = &config.image.image;
+    let missing = || Error::NotFound { kind: "image", id: asked.clone() };
+    let registries = node.registries.borrow().clone();
+    let image = node.images.find(asked, &registries)?.ok_or_else(missing)?;
+    let lease = node.images.lease(&image.id)?;
+    // Held until the container is made: the file is a name for the target's namespace.
+    let pid_namespace = pid_namespace(&node, &sandbox, &config, target.as_deref())?;
+    let creation = Creation { sandbox: Arc::clone(&sandbox), config, image, lease, pid_namespace };
+    let container = container::create(Arc::clone(&node), creation).await?;
+    // A sandbox that was stopped meanwhile did not see this container.
+    if let Err(error) = check_ready(&sandbox) {
+        container.remove(&node).await?;
+        return Err(error);
+    }
+    Ok(container)
+}
+
+fn check_ready(sandbox: &Sandbox) -> Result<(), Error> {
+    match sandbox.state() {
+        State::Ready => Ok(()),
+        State::NotReady => Err(Error::WrongState {
+            kind: "pod sandbox",
+            id: sandbox.id.to_string(),
+            state: "not ready",
+        }),
+    }
+}
+
+/// The container whose PID namespace is to be joined: of the same pod, and running.
+fn target(daemon: &Daemon, config: &ContainerConfig) -> Result<Option<Arc<Container>>, Error> {
+    let namespaces = &config.security.namespaces;
+    if namespaces.pid != NamespaceMode::Target {
+        return Ok(None);
+    }
+    super::find(daemon, &namespaces.target_id).map(Some)
+}
+
+fn pid_namespace(
+    node: &Node,
+    sandbox: &Sandbox,
+    config: &ContainerConfig,
+    target: Option<&Container>,
+) -> Result<Option<PathBuf>, Error> {
+    match (config.security.namespaces.pid, target) {
+        (NamespaceMode::Target, Some(target)) => {
+            if target.sandbox != sandbox.id {
+                return Err(Error::invalid("target_id", "the container is of another pod"));
+            }
+            if !matches!(target.state(), ContainerState::Running { .. }) {
+                return Err(Error::invalid("target_id", "the container does not run"));
+            }
+            target.pid_namespace().map(Some)
+        }
+        (NamespaceMode::Pod, _) => Ok(Some(namespaces::pid_pin(&node.paths, &sandbox.id))),
+        (NamespaceMode::Container | NamespaceMode::Node | NamespaceMode::Target, _) => Ok(None),
+    }
+}

@@ -1,0 +1,273 @@
+//! The daemon's side of a monitor: starts it, connects to it again, asks and listens.
+//!
+//! One task per connection reads what the monitor says. A reply goes to whoever asked, an event to
+//! the container through a bounded channel. The monitor never waits for us: its socket's buffer
+//! holds more than it ever says.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cria_monitor::protocol::{
+    Event, Failure, FailureKind, FromMonitor, Packet, ProtocolError, Reply, Request, State,
+};
+use cria_monitor::socket;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socketpair};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+/// How many events may wait for the container's task; a monitor says a handful in its life, and
+/// one per exec.
+const EVENTS: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MonitorError {
+    #[error("cannot start monitor {path}")]
+    Start { path: PathBuf, source: io::Error },
+    #[error("cannot reach the monitor at {path}")]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("the monitor has gone")]
+    Gone,
+    #[error("the monitor did not answer `{request}` within {deadline:?}")]
+    Silent { request: &'static str, deadline: Duration },
+    #[error("the monitor said something that is no message")]
+    Protocol(#[from] ProtocolError),
+    #[error("the monitor answered `{request}` with something else")]
+    Unexpected { request: &'static str },
+    #[error("cannot talk to the monitor")]
+    Io(#[from] io::Error),
+    /// The monitor's own refusal.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+}
+
+impl MonitorError {
+    /// The OCI runtime ran and said no: its words.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Failed(Failure { kind: FailureKind::Refused, message }) => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// A connection to a monitor. Dropping it leaves the monitor as it is.
+pub(crate) struct Monitor {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    sequence: AtomicU32,
+    waiting: Arc<Waiting>,
+}
+
+/// Who waits for the reply to which request. `None` once the connection has ended.
+struct Waiting(Mutex<Option<HashMap<u32, oneshot::Sender<Reply>>>>);
+
+/// What a connection tells, unasked.
+#[derive(Debug)]
+pub(crate) enum News {
+    Event(Event),
+    /// The connection has ended: the monitor has quit or died. Always the last.
+    Gone,
+}
+
+impl Monitor {
+    /// Starts a monitor for container `id`. It is a child of the daemon (and lives on as init's
+    /// when the daemon dies); it takes its orders from the first message.
+    pub(crate) fn start(
+        program: &Path,
+        id: &str,
+    ) -> Result<(Self, mpsc::Receiver<News>), MonitorError> {
+        let failed = |source| MonitorError::Start { path: program.to_owned(), source };
+        let (ours, theirs) = seqpacket_pair().map_err(failed)?;
+        let child = spawn(program, &["container", id], theirs).map_err(failed)?;
+        Self::over(ours, Some(child))
+    }
+
+    /// Connects to the monitor that listens in `run_dir`.
+    pub(crate) fn connect(run_dir: &Path) -> Result<(Self, mpsc::Receiver<News>), MonitorError> {
+        let socket = connect_in(run_dir).map_err(|source| MonitorError::Connect {
+            path: run_dir.join("monitor.sock"),
+            source,
+        })?;
+        Self::over(socket, None)
+    }
+
+    fn over(
+        socket: OwnedFd,
+        child: Option<OwnedFd>,
+    ) -> Result<(Self, mpsc::Receiver<News>), MonitorError> {
+        let socket = Arc::new(AsyncFd::new(socket)?);
+        let waiting = Arc::new(Waiting(Mutex::new(Some(HashMap::new()))));
+        let (events, news) = mpsc::channel(EVENTS);
+        tokio::spawn(listen(Arc::clone(&socket), Arc::clone(&waiting), events, child));
+        Ok((Self { socket, sequence: AtomicU32::new(1), waiting }, news))
+    }
+
+    /// Asks, and waits for the answer. A refusal is an error.
+    pub(crate) async fn ask(
+        &self,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<Reply, MonitorError> {
+        let name = request.name();
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let (reply_to, reply) = oneshot::channel();
+        self.waiting.add(sequence, reply_to)?;
+        let answer = async {
+            self.send(&request.encode(sequence)?).await?;
+            reply.await.map_err(|_| MonitorError::Gone)
+        };
+        let answer = tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| {
+            Err(MonitorError::Silent { request: name, deadline })
+        });
+        self.waiting.forget(sequence);
+        match answer? {
+            Reply::Failed(failure) => Err(MonitorError::Failed(failure)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Asks something whose answer is no more than "done".
+    pub(crate) async fn tell(
+        &self,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<(), MonitorError> {
+        let name = request.name();
+        match self.ask(request, deadline).await? {
+            Reply::Done => Ok(()),
+            _ => Err(MonitorError::Unexpected { request: name }),
+        }
+    }
+
+    /// Asks something that is answered with the container's state.
+    pub(crate) async fn ask_state(
+        &self,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<State, MonitorError> {
+        let name = request.name();
+        match self.ask(request, deadline).await? {
+            Reply::State(state) => Ok(*state),
+            _ => Err(MonitorError::Unexpected { request: name }),
+        }
+    }
+
+    async fn send(&self, packet: &Packet) -> io::Result<()> {
+        loop {
+            let mut ready = self.socket.writable().await?;
+            match ready.try_io(|socket| socket::send(socket.get_ref(), packet)) {
+                Ok(result) => return result,
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl Waiting {
+    fn add(&self, sequence: u32, reply_to: oneshot::Sender<Reply>) -> Result<(), MonitorError> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.as_mut().ok_or(MonitorError::Gone)?.insert(sequence, reply_to);
+        Ok(())
+    }
+
+    fn forget(&self, sequence: u32) -> Option<oneshot::Sender<Reply>> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.as_mut().and_then(|waiting| waiting.remove(&sequence))
+    }
+
+    /// Whoever still waits learns that the connection has ended.
+    fn close(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// Reads until the connection ends; then waits for the process, if it is our child.
+async fn listen(
+    socket: Arc<AsyncFd<OwnedFd>>,
+    waiting: Arc<Waiting>,
+    events: mpsc::Sender<News>,
+    child: Option<OwnedFd>,
+) {
+    loop {
+        match receive(&socket).await {
+            Ok(Some(FromMonitor::Reply(sequence, reply))) => {
+                if let Some(reply_to) = waiting.forget(sequence) {
+                    // Whoever asked may have given up.
+                    drop(reply_to.send(reply));
+                }
+            }
+            Ok(Some(FromMonitor::Event(event))) => {
+                if events.send(News::Event(event)).await.is_err() {
+                    tracing::debug!("nobody listens to this monitor any more");
+                }
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(error = crate::error::chain(&error), "lost a monitor");
+                break;
+            }
+        }
+    }
+    waiting.close();
+    if let Some(child) = child {
+        reap(child).await;
+    }
+    drop(events.send(News::Gone).await);
+}
+
+async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<Option<FromMonitor>, MonitorError> {
+    loop {
+        let mut ready = socket.readable().await?;
+        match ready.try_io(|socket| socket::receive(socket.get_ref())) {
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Ok(packet) => return Ok(packet?.map(FromMonitor::decode).transpose()?),
+            Err(_would_block) => {}
+        }
+    }
+}
+
+/// Starts `program` with `socket` as its standard input, and answers with its pidfd.
+pub(crate) fn spawn(program: &Path, arguments: &[&str], socket: OwnedFd) -> io::Result<OwnedFd> {
+    // Nothing here needs a hook between fork and exec, so that std can use posix_spawn, which does
+    // not copy the daemon's page tables.
+    let child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    Ok(pidfd_open(pid.expect("the kernel's pids are positive"), PidfdFlags::empty())?)
+}
+
+/// Waits for a child of ours to end, and takes its status so that no zombie stays.
+pub(crate) async fn reap(child: OwnedFd) {
+    if let Ok(child) = AsyncFd::new(child)
+        && child.readable().await.is_ok()
+    {
+        drop(waitid(WaitId::PidFd(child.get_ref().as_fd()), WaitIdOptions::EXITED));
+    }
+}
+
+pub(crate) fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+}
+
+/// A path in `run_dir` may be longer than a socket address holds; one through our own descriptor
+/// never is.
+fn connect_in(run_dir: &Path) -> io::Result<OwnedFd> {
+    let directory = fs_err::File::open(run_dir)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    let path = format!("/proc/self/fd/{}/monitor.sock", directory.as_raw_fd());
+    connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    Ok(socket)
+}

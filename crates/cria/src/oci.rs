@@ -1,0 +1,140 @@
+//! The OCI runtime: which one this node has, whether it works here, and the calls that the daemon
+//! makes itself. (`create`, `start` and `exec` are the monitor's.)
+
+mod probe;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxResources;
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+pub(crate) use probe::choose;
+
+use crate::id::ContainerId;
+
+/// What the monitor may add to the runtime's own deadline before it is thought dead.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OciError {
+    #[error("cannot run {runtime}")]
+    Spawn { runtime: PathBuf, source: io::Error },
+    #[error("`{runtime} {command}` did not end within {deadline:?}")]
+    TimedOut { runtime: PathBuf, command: &'static str, deadline: Duration },
+    #[error("`{runtime} {command}` failed: {message}")]
+    Failed { runtime: PathBuf, command: &'static str, message: String },
+    #[error("no OCI runtime works on this node: {tried}")]
+    None { tried: String },
+}
+
+/// The one that this daemon uses.
+#[derive(Clone, Debug)]
+pub(crate) struct OciRuntime {
+    path: PathBuf,
+    /// Its `--root`.
+    state: PathBuf,
+    systemd_cgroup: bool,
+    deadline: Duration,
+    /// Its `--version`, first line.
+    pub(crate) version: String,
+    /// Why this one was chosen.
+    pub(crate) reason: String,
+    pub(crate) features: Features,
+}
+
+/// What `features` says, as far as it concerns us.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Features {
+    mount_options: Vec<String>,
+}
+
+impl Features {
+    pub(crate) fn recursive_read_only(&self) -> bool {
+        self.mount_options.iter().any(|option| option == "rro")
+    }
+}
+
+impl OciRuntime {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The arguments before every command.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--root".to_owned(), self.state.display().to_string()];
+        if self.systemd_cgroup {
+            arguments.push("--systemd-cgroup".to_owned());
+        }
+        arguments
+    }
+
+    /// How long one call may take.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// How long a monitor may take that makes one call.
+    pub(crate) fn patience(&self) -> Duration {
+        self.deadline + PATIENCE
+    }
+
+    /// Whether it has a state directory for the container: created, and not deleted.
+    pub(crate) fn knows(&self, id: &ContainerId) -> bool {
+        self.state.join(id.as_str()).exists()
+    }
+
+    /// Kills what runs, and forgets the container.
+    pub(crate) async fn delete(&self, id: &ContainerId) -> Result<(), OciError> {
+        self.call("delete", &["--force", id.as_str()], None).await
+    }
+
+    /// Changes a container's limits.
+    pub(crate) async fn update(
+        &self,
+        id: &ContainerId,
+        resources: &LinuxResources,
+    ) -> Result<(), OciError> {
+        let text = serde_json::to_vec(resources).expect("limits are plain values");
+        self.call("update", &["--resources", "-", id.as_str()], Some(&text)).await
+    }
+
+    async fn call(
+        &self,
+        command: &'static str,
+        arguments: &[&str],
+        input: Option<&[u8]>,
+    ) -> Result<(), OciError> {
+        let failed = |source| OciError::Spawn { runtime: self.path.clone(), source };
+        let mut child = Command::new(&self.path)
+            .args(self.arguments())
+            .arg(command)
+            .args(arguments)
+            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed)?;
+        if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+            // A runtime that does not read says itself what is wrong.
+            drop(stdin.write_all(input).await);
+        }
+        let output = timeout(self.deadline, child.wait_with_output()).await.map_err(|_| {
+            let (runtime, deadline) = (self.path.clone(), self.deadline);
+            OciError::TimedOut { runtime, command, deadline }
+        })?;
+        let output = output.map_err(failed)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(OciError::Failed { runtime: self.path.clone(), command, message })
+    }
+}

@@ -1,0 +1,37 @@
+//! Naming a process for good: a pid is used again, a pid with its start time is not.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// The process itself, if it still is the one that began at `start_time`.
+pub(crate) fn open(pid: i32, start_time: u64) -> Option<OwnedFd> {
+    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Looked at after the pidfd was had: what that names cannot change any more.
+    (self::start_time(pid).ok()? == start_time).then_some(process)
+}
+
+/// In clock ticks since the boot: field 22 of proc_pid_stat(5). The name before it may hold
+/// anything, so it is counted from the last parenthesis.
+pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
+    let stat = fs_err::read_to_string(format!("/proc/{pid}/stat"))?;
+    stat.rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_by_its_pid_and_its_start_time_only() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let began = start_time(pid).unwrap();
+        assert!(open(pid, began).is_some());
+        assert!(open(pid, began + 1).is_none());
+        assert!(open(0, began).is_none());
+    }
+}

@@ -1,0 +1,203 @@
+//! At the start: records, monitors and what is left on the node become the registry again.
+//!
+//! ```text
+//! helpers of the former daemon ──▶ ended, so that nothing finishes behind our back
+//! complete records ──────────────▶ listed, with the state that their monitors tell
+//! unanswered creations ──────────▶ undone          ┐
+//! removals ──────────────────────▶ continued       ├ in the background, while we serve
+//! directories without a record ──▶ cleared away    ┘
+//! ```
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use cria_images::{Digest, ImageId};
+use futures_util::future::join_all;
+use serde::de::DeserializeOwned;
+use tokio::task::spawn_blocking;
+
+use crate::checkpoint::{self, Checkpoint, ReadError};
+use crate::container::{self, Container};
+use crate::daemon::Daemon;
+use crate::error::{Error, chain};
+use crate::id::{ContainerId, SandboxId};
+use crate::paths;
+use crate::sandbox::{self, Sandbox};
+
+/// What was found on the disk.
+struct Found {
+    sandboxes: Records<SandboxId, sandbox::Record>,
+    containers: Records<ContainerId, container::Record>,
+}
+
+struct Records<I, R> {
+    read: Vec<R>,
+    unreadable: Vec<I>,
+    /// Something in the run directory, but no record.
+    stray: Vec<I>,
+}
+
+/// Lists everything again. What cannot be gone on with is dealt with in the background.
+pub(crate) async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
+    let node = Arc::clone(&daemon.node);
+    let found = spawn_blocking(move || find(&node.paths))
+        .await
+        .map_err(|panic| Error::internal("read the records", panic))?;
+
+    let mut undo = Vec::new();
+    for record in found.sandboxes.read {
+        let path = daemon.node.paths.sandbox_record(&record.id);
+        let sandbox = Arc::new(Sandbox::of(Checkpoint::loaded(path, record)));
+        if sandbox.record.get().complete {
+            sandbox.recover(&daemon.node).await;
+            daemon.sandboxes.insert(sandbox);
+        } else {
+            undo.push(sandbox);
+        }
+    }
+    let (complete, half_made): (Vec<_>, Vec<_>) =
+        found.containers.read.into_iter().partition(|record| record.complete);
+    let containers = complete.into_iter().map(|record| recover_container(daemon, record));
+    for container in join_all(containers).await {
+        daemon.containers.insert(container);
+    }
+
+    let mut discard: Vec<_> = half_made.into_iter().map(|record| record.id).collect();
+    discard.extend(found.containers.stray);
+    let daemon = Arc::clone(daemon);
+    let unreadable = (found.sandboxes.unreadable, found.containers.unreadable);
+    let stray = found.sandboxes.stray;
+    tokio::spawn(async move {
+        clear_up(&daemon, undo, discard, stray).await;
+        clear_unreadable(&daemon, unreadable).await;
+        // Every lease has been renewed: what nothing uses may go.
+        let images = daemon.node.images.clone();
+        drop(spawn_blocking(move || images.collect()).await);
+    });
+    Ok(())
+}
+
+fn find(paths: &paths::Paths) -> Found {
+    Found {
+        sandboxes: records(&paths.sandboxes(), &paths.sandboxes_run(), SandboxId::parse, |id| {
+            checkpoint::read(&paths.sandbox_record(id))
+        }),
+        containers: records(&paths.containers(), &paths.containers_run(), ContainerId::parse, |id| {
+            checkpoint::read(&paths.container_record(id))
+        }),
+    }
+}
+
+fn records<I: Clone + Eq + std::hash::Hash, R: DeserializeOwned>(
+    kept: &Path,
+    run: &Path,
+    parse: impl Fn(&str) -> Option<I>,
+    read: impl Fn(&I) -> Result<R, ReadError>,
+) -> Records<I, R> {
+    let ids = paths::ids_below(kept, &parse);
+    let known: HashSet<I> = ids.iter().cloned().collect();
+    let mut stray = paths::ids_below(run, &parse);
+    stray.retain(|id| !known.contains(id));
+    let mut records = Records { read: Vec::new(), unreadable: Vec::new(), stray };
+    for id in ids {
+        match read(&id) {
+            Ok(record) => records.read.push(record),
+            // The crash came between the directory and its first record.
+            Err(ReadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                records.stray.push(id);
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "a record is set aside");
+                records.unreadable.push(id);
+            }
+        }
+    }
+    records
+}
+
+async fn recover_container(daemon: &Daemon, record: container::Record) -> Arc<Container> {
+    let node = &daemon.node;
+    let layers = record.image.layers.iter().map(|layer| layer.parse());
+    let layers: Result<Vec<Digest>, _> = layers.collect();
+    let image = record.image.id.parse().map(ImageId::from);
+    let path = node.paths.container_record(&record.id);
+    let container = container::recover(node, Checkpoint::loaded(path, record)).await;
+    match (layers, image) {
+        (Ok(layers), Ok(image)) => match node.images.lease_layers(layers, image) {
+            Ok(lease) => container.keep(lease),
+            Err(error) => {
+                tracing::warn!(container = %container.id, error = chain(&error), "no lease");
+            }
+        },
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(container = %container.id, %error, "no lease");
+        }
+    }
+    container
+}
+
+/// Undoes what no caller was ever told of, and continues what was promised.
+async fn clear_up(
+    daemon: &Arc<Daemon>,
+    undo: Vec<Arc<Sandbox>>,
+    discard: Vec<ContainerId>,
+    stray: Vec<SandboxId>,
+) {
+    for id in discard {
+        warn_of(container::discard(&daemon.node, &id).await, "undo a container", id.as_str());
+    }
+    for sandbox in undo {
+        warn_of(sandbox.clean(&daemon.node).await, "undo a sandbox", sandbox.id.as_str());
+    }
+    for id in stray {
+        warn_of(sandbox::discard(&daemon.node, &id).await, "clear a sandbox", id.as_str());
+    }
+    for container in daemon.containers.all() {
+        if container.record.get().removing {
+            let removed = daemon.remove_container(&container).await;
+            warn_of(removed, "continue a removal", container.id.as_str());
+        }
+    }
+    for sandbox in daemon.sandboxes.all() {
+        let (removing, stopped) = {
+            let record = sandbox.record.get();
+            (record.removing, record.state == sandbox::state::State::NotReady)
+        };
+        let done = match (removing, stopped) {
+            (true, _) => daemon.remove_sandbox(&sandbox).await,
+            (false, true) => daemon.stop_sandbox(&sandbox).await,
+            (false, false) => Ok(()),
+        };
+        warn_of(done, "continue to take a sandbox down", sandbox.id.as_str());
+    }
+}
+
+/// Nothing is killed for a record that this release cannot read: a container whose monitor answers
+/// runs on, unlisted, until somebody mends the record or the node is restarted.
+async fn clear_unreadable(
+    daemon: &Arc<Daemon>,
+    (sandboxes, containers): (Vec<SandboxId>, Vec<ContainerId>),
+) {
+    let mut in_use = false;
+    for id in containers {
+        if container::is_alive(&daemon.node, &id).await {
+            tracing::error!(container = %id, "runs, but its record cannot be read");
+            in_use = true;
+        } else {
+            warn_of(container::discard(&daemon.node, &id).await, "clear a container", id.as_str());
+        }
+    }
+    if in_use {
+        return;
+    }
+    for id in sandboxes {
+        warn_of(sandbox::discard(&daemon.node, &id).await, "clear a sandbox", id.as_str());
+    }
+}
+
+fn warn_of(result: Result<(), Error>, action: &'static str, id: &str) {
+    if let Err(error) = result {
+        tracing::warn!(id, action, error = chain(&error), "cannot finish what a crash cut short");
+    }
+}

@@ -1,0 +1,73 @@
+//! The init of a pod whose containers share one PID namespace.
+//!
+//! It is the monitor binary in its `pod-init` role, a child of the daemon, and lives on when the
+//! daemon dies: a restarted one finds it by pid and start time. If it dies, every process in the
+//! namespace dies with it, and the sandbox is NotReady.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Signal, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+
+use super::namespaces::{self, Kind};
+use crate::id::SandboxId;
+use crate::paths::Paths;
+use crate::process;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PodInit {
+    pub(crate) pid: i32,
+    /// See `process::start_time`.
+    pub(crate) start_time: u64,
+}
+
+impl PodInit {
+    /// Starts it in the pod's namespaces and pins its PID namespace. Blocking.
+    pub(super) fn start(
+        monitor: &Path,
+        paths: &Paths,
+        id: &SandboxId,
+        kinds: &[Kind],
+        cgroups: &[PathBuf],
+    ) -> io::Result<Self> {
+        let mut arguments = vec!["pod-init".to_owned()];
+        for kind in kinds {
+            arguments.push(format!("--join={}", kind.pin(paths, id).display()));
+        }
+        arguments.extend(cgroups.iter().map(|file| format!("--cgroup={}", file.display())));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let answer = crate::monitor::run_role(monitor, &arguments, DEADLINE)?.answer;
+        let pid = answer.trim().parse().map_err(io::Error::other)?;
+        let init = Self { pid, start_time: process::start_time(pid)? };
+        let namespace = format!("/proc/{pid}/ns/pid");
+        namespaces::pin(Path::new(&namespace), &namespaces::pid_pin(paths, id))?;
+        Ok(init)
+    }
+
+    /// The process itself, if it still is the one that was started.
+    pub(crate) fn open(self) -> Option<OwnedFd> {
+        process::open(self.pid, self.start_time)
+    }
+
+    /// Ends it, and with it every process in its namespace.
+    pub(crate) async fn end(self) -> io::Result<()> {
+        let Some(process) = self.open() else { return Ok(()) };
+        pidfd_send_signal(&process, Signal::KILL)?;
+        crate::monitor::reap(process).await;
+        Ok(())
+    }
+
+    /// Returns when it has ended.
+    pub(crate) async fn ended(self) {
+        let Some(process) = self.open() else { return };
+        if let Ok(process) = AsyncFd::new(process) {
+            drop(process.readable().await);
+        }
+    }
+}

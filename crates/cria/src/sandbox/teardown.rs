@@ -1,0 +1,119 @@
+//! StopPodSandbox and RemovePodSandbox, and the undoing of a RunPodSandbox that failed. The
+//! containers are the caller's business, and come first.
+
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use super::config::NamespaceMode;
+use super::namespaces::Kind;
+use super::state::State;
+use super::{Sandbox, files, namespaces};
+use crate::container::remove_tree;
+use crate::error::Error;
+use crate::id::SandboxId;
+use crate::node::Node;
+
+/// Clears a sandbox away of which nothing is known but the id.
+pub(crate) async fn discard(node: &Arc<Node>, id: &SandboxId) -> Result<(), Error> {
+    let action = format!("clear pod sandbox {id} away");
+    let (node, id) = (Arc::clone(node), id.clone());
+    let cleared = spawn_blocking(move || {
+        for kind in [Kind::Net, Kind::Ipc, Kind::Uts] {
+            namespaces::unpin(&kind.pin(&node.paths, &id))?;
+        }
+        namespaces::unpin(&namespaces::pid_pin(&node.paths, &id))?;
+        files::unmount(&node.paths, &id)?;
+        remove_tree(&node.paths.sandbox_run(&id))?;
+        remove_tree(&node.paths.sandbox(&id))
+    });
+    cleared.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+        .map_err(|error| Error::io(action, error))
+}
+
+impl Sandbox {
+    /// From here on the sandbox is NotReady, whatever else fails. A full disk must not keep a pod
+    /// from being stopped.
+    pub(crate) async fn begin_stop(&self) {
+        self.note("NotReady", |record| record.state = State::NotReady).await;
+    }
+
+    /// So that a restarted daemon continues.
+    pub(crate) async fn begin_removal(&self) {
+        self.note("being removed", |record| {
+            record.state = State::NotReady;
+            record.removing = true;
+        })
+        .await;
+    }
+
+    async fn note(&self, what: &'static str, change: impl FnOnce(&mut super::Record)) {
+        if let Err(error) = self.record.note(change).await {
+            tracing::warn!(sandbox = %self.id, %error, what, "cannot write the record");
+        }
+    }
+
+    /// Detaches the network and lets go of the namespaces. Each step can be repeated; if CNI DEL
+    /// fails the namespace stays, because the plugin will need it again.
+    pub(crate) async fn take_down(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
+        let (sandbox, node) = (Arc::clone(self), Arc::clone(node));
+        tokio::spawn(async move {
+            let _alone = sandbox.teardown.lock().await;
+            sandbox.take_down_alone(&node).await
+        })
+        .await
+        .map_err(|panic| Error::internal("take the sandbox down", panic))?
+    }
+
+    async fn take_down_alone(&self, node: &Arc<Node>) -> Result<(), Error> {
+        let init = self.record.get().init;
+        if let Some(init) = init {
+            init.end().await.map_err(|error| {
+                Error::io(format!("end the init of pod sandbox {}", self.id), error)
+            })?;
+        }
+        self.detach(node).await?;
+        self.blocking(node, "let go of the namespaces", |node, id, config| {
+            for kind in [Kind::Net, Kind::Ipc, Kind::Uts] {
+                namespaces::unpin(&kind.pin(&node.paths, id))?;
+            }
+            if config.security.namespaces.pid == NamespaceMode::Pod {
+                namespaces::unpin(&namespaces::pid_pin(&node.paths, id))?;
+            }
+            files::unmount(&node.paths, id)
+        })
+        .await
+    }
+
+    /// Leaves nothing; the record goes last.
+    pub(crate) async fn clean(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
+        self.take_down(node).await?;
+        self.blocking(node, "remove the files", |node, id, config| {
+            node.cgroups.remove_own_parent(&config.cgroup_parent, id.as_str())?;
+            remove_tree(&node.paths.sandbox_run(id))?;
+            remove_tree(&node.paths.sandbox(id))
+        })
+        .await
+    }
+
+    /// A sandbox of an earlier daemon. What a reboot ended is NotReady.
+    pub(crate) async fn recover(self: &Arc<Self>, node: &Node) {
+        if self.record.get().boot_id != node.boot_id && self.state() == State::Ready {
+            self.begin_stop().await;
+        }
+        self.watch_init();
+    }
+
+    /// The pod's containers cannot live without its init: when that dies, the pod is NotReady.
+    pub(crate) fn watch_init(self: &Arc<Self>) {
+        let Some(init) = self.record.get().init else { return };
+        let sandbox = Arc::clone(self);
+        tokio::spawn(async move {
+            init.ended().await;
+            if sandbox.state() == State::Ready {
+                tracing::warn!(sandbox = %sandbox.id, "the pod's init died");
+                sandbox.begin_stop().await;
+            }
+        });
+    }
+}
