@@ -1,15 +1,35 @@
 //! The daemon's entrance: arguments, configuration, logging, then one of the subcommands.
 
-#![expect(dead_code, reason = "what the daemon uses is here before the daemon is")]
-
+<<<<<<< HEAD
 mod args;
+mod cgroup;
 mod check;
+mod checkpoint;
+mod clock;
+mod cni;
 mod config;
 mod container;
+mod cri;
 mod daemon;
+mod error;
 mod id;
+mod lock;
+mod monitor;
+mod mounts;
+mod node;
+mod oci;
+mod orphans;
+mod paths;
+mod process;
 mod programs;
+mod reaper;
+mod recovery;
+mod registry;
 mod sandbox;
+mod signal;
+mod startup;
+mod stats;
+mod sys;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -49,7 +69,7 @@ fn run_daemon(args: &Args) -> anyhow::Result<()> {
         warn!(file = %warning.file.display(), line = warning.line, key = warning.key,
             nearest = warning.nearest, "unknown key in the configuration");
     }
-    threads()?.block_on(daemon::run(config))
+    threads()?.block_on(startup::run(config))
 }
 
 /// Few threads, whatever the node's size: requests wait for other processes most of the time, and

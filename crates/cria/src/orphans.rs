@@ -1,0 +1,113 @@
+//! Programs that a dead daemon had started and that still run. They carry a mark in their
+//! environment, so that the next daemon ends them before it undoes what they were doing: an
+//! orphaned CNI ADD would otherwise finish after our DEL.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, getuid, pidfd_open, pidfd_send_signal};
+
+/// The environment variable that marks a program as started by an operation of ours.
+pub(crate) const MARK: &str = "CRIA_OPERATION";
+
+/// Kills every process of our user whose mark starts with `prefix`, and waits until they are gone.
+/// Blocks. Answers how many there were; `TimedOut` if one did not die in time.
+pub(crate) fn end_orphans(prefix: &str, deadline: Duration) -> io::Result<usize> {
+    let end = Instant::now() + deadline;
+    let mut ended = 0;
+    loop {
+        // Again until none is found: one may have forked while we looked.
+        let orphans = marked(prefix)?;
+        if orphans.is_empty() {
+            return Ok(ended);
+        }
+        for orphan in &orphans {
+            // It may have ended meanwhile.
+            let _ = pidfd_send_signal(orphan, Signal::KILL);
+        }
+        for orphan in &orphans {
+            wait(orphan, end)?;
+        }
+        ended += orphans.len();
+    }
+}
+
+fn marked(prefix: &str) -> io::Result<Vec<OwnedFd>> {
+    let ours = format!("{MARK}={prefix}");
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir("/proc")? {
+        let entry = entry?;
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw).filter(|pid| *pid != getpid()) else {
+            continue;
+        };
+        // The pidfd first: what is read after it is of this process, or it has ended.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        if is_marked(&entry.path(), ours.as_bytes()) {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// Another user's process, or one that ended, is not ours.
+fn is_marked(process: &Path, mark: &[u8]) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    fs::metadata(process).is_ok_and(|metadata| metadata.uid() == getuid().as_raw())
+        && fs_err::read(process.join("environ"))
+            .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|var| var.starts_with(mark)))
+}
+
+/// A pidfd is readable once its process has ended.
+fn wait(process: &OwnedFd, end: Instant) -> io::Result<()> {
+    use std::os::fd::AsFd;
+
+    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    struct Ended(Child);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn sleeper(mark: Option<&str>) -> Ended {
+        let mut command = Command::new("sleep");
+        command.arg("60").envs(mark.map(|mark| (MARK, mark)));
+        Ended(command.spawn().unwrap())
+    }
+
+    #[test]
+    fn only_the_marked_are_ended_and_they_are_gone_when_it_answers() {
+        let own = format!("test-{}-", std::process::id());
+        let mut marked = [sleeper(Some(&format!("{own}a"))), sleeper(Some(&format!("{own}b/c")))];
+        let mut others = [sleeper(None), sleeper(Some(&format!("other-{own}")))];
+
+        assert_eq!(end_orphans(&own, Duration::from_secs(10)).unwrap(), 2);
+        assert!(marked.iter_mut().all(|child| child.0.try_wait().unwrap().is_some()));
+        assert!(others.iter_mut().all(|child| child.0.try_wait().unwrap().is_none()));
+        assert_eq!(end_orphans(&own, Duration::from_secs(10)).unwrap(), 0);
+    }
+}
