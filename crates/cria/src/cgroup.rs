@@ -21,3 +21,4 @@ impl Hierarchy {
     pub(crate) fn remove_own_parent(&self, _parent: &str, _id: &str) -> io::Result<()> { Ok(()) }
     pub(crate) fn write_unified(&self, _parent: &str, _id: &str, _unified: &BTreeMap<String, String>) -> io::Result<()> { Ok(()) }
 }
+impl Hierarchy { pub(crate) fn facts(&self) -> crate::container::spec::node::CgroupFacts { crate::container::spec::node::CgroupFacts { version: crate::container::spec::node::CgroupVersion::V1, swap: true, hugetlb: false } } }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use crate::container::spec::SpecError;
+
 /// Named by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -28,6 +30,8 @@ pub(crate) enum Error {
     /// The OCI runtime ran and refused; the text is its own.
     #[error("{action} container {container}: {message}")]
     Refused { action: &'static str, container: String, message: String },
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     #[error(transparent)]
     Image(#[from] cria_images::Error),
     #[error("cannot {action}")]
@@ -72,9 +76,43 @@ impl Error {
             Self::Unimplemented { .. } => Code::Unimplemented,
             Self::NoSpace { .. } => Code::ResourceExhausted,
             Self::Refused { .. } | Self::Internal { .. } => Code::Internal,
+            Self::Spec(error) => spec_code(error),
             Self::Image(error) => image_code(error),
             Self::Shared(error) => error.code(),
         }
+    }
+}
+
+fn spec_code(error: &SpecError) -> Code {
+    match error {
+        SpecError::Invalid { .. } => Code::InvalidArgument,
+        SpecError::NotOnThisNode { .. } | SpecError::Image { .. } => Code::FailedPrecondition,
+        SpecError::Io { .. } => Code::Internal,
+    }
+}
+
+fn image_code(error: &cria_images::Error) -> Code {
+    use cria_images::Error as Image;
+    match error {
+        Image::InvalidReference { .. } | Image::Ambiguous { .. } | Image::Credentials { .. } => {
+            Code::InvalidArgument
+        }
+        Image::NoSuchImage { .. } | Image::NoSuchLayer { .. } | Image::NotFound { .. } => {
+            Code::NotFound
+        }
+        Image::Unauthorized { .. } => Code::PermissionDenied,
+        // The kubelet matches the message's first word, and only under `Unknown`.
+        Image::RegistryUnavailable { .. } => Code::Unknown,
+        Image::Blocked { .. } | Image::Unsupported { .. } | Image::TooManyLayers { .. } => {
+            Code::FailedPrecondition
+        }
+        Image::NoSpace { .. } => Code::ResourceExhausted,
+        Image::Cancelled { .. } => Code::Cancelled,
+        Image::DigestMismatch { .. }
+        | Image::Corrupt { .. }
+        | Image::Escapes { .. }
+        | Image::Config { .. }
+        | Image::Io { .. } => Code::Internal,
     }
 }
 

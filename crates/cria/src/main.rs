@@ -1,6 +1,5 @@
 //! The daemon's entrance: arguments, configuration, logging, then one of the subcommands.
 
-<<<<<<< HEAD
 mod args;
 mod cgroup;
 mod check;

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,8 +19,12 @@ use cria_monitor::protocol::{
 use cria_monitor::socket;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socketpair};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::container::spec::SpecError;
+use crate::sys;
 
 /// How many events may wait for the container's task; a monitor says a handful in its life, and
 /// one per exec.
@@ -42,12 +46,20 @@ pub(crate) enum MonitorError {
     Unexpected { request: &'static str },
     #[error("cannot talk to the monitor")]
     Io(#[from] io::Error),
+    /// What a monitor would have to be told cannot be.
+    #[error(transparent)]
+    Order(#[from] SpecError),
     /// The monitor's own refusal.
     #[error("{}", .0.message)]
     Failed(Failure),
 }
 
 impl MonitorError {
+    /// The OCI runtime was too slow.
+    pub(crate) fn timed_out(&self) -> bool {
+        matches!(self, Self::Failed(Failure { kind: FailureKind::TimedOut, .. }))
+    }
+
     /// The OCI runtime ran and said no: its words.
     pub(crate) fn refusal(&self) -> Option<&str> {
         match self {
@@ -85,7 +97,7 @@ impl Monitor {
         let failed = |source| MonitorError::Start { path: program.to_owned(), source };
         let (ours, theirs) = seqpacket_pair().map_err(failed)?;
         let child = spawn(program, &["container", id], theirs).map_err(failed)?;
-        Self::over(ours, Some(child))
+        Self::over(ours, Some(child.pidfd))
     }
 
     /// Connects to the monitor that listens in `run_dir`.
@@ -101,7 +113,7 @@ impl Monitor {
         socket: OwnedFd,
         child: Option<OwnedFd>,
     ) -> Result<(Self, mpsc::Receiver<News>), MonitorError> {
-        let socket = Arc::new(AsyncFd::new(socket)?);
+        let socket = Arc::new(sys::watch(socket)?);
         let waiting = Arc::new(Waiting(Mutex::new(Some(HashMap::new()))));
         let (events, news) = mpsc::channel(EVENTS);
         tokio::spawn(listen(Arc::clone(&socket), Arc::clone(&waiting), events, child));
@@ -114,12 +126,12 @@ impl Monitor {
         request: Request,
         deadline: Duration,
     ) -> Result<Reply, MonitorError> {
-        let name = request.name();
+        let name = name(&request);
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let (reply_to, reply) = oneshot::channel();
         self.waiting.add(sequence, reply_to)?;
         let answer = async {
-            self.send(&request.encode(sequence)?).await?;
+            self.send(&request.encode(sequence)).await?;
             reply.await.map_err(|_| MonitorError::Gone)
         };
         let answer = tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| {
@@ -138,7 +150,7 @@ impl Monitor {
         request: Request,
         deadline: Duration,
     ) -> Result<(), MonitorError> {
-        let name = request.name();
+        let name = name(&request);
         match self.ask(request, deadline).await? {
             Reply::Done => Ok(()),
             _ => Err(MonitorError::Unexpected { request: name }),
@@ -151,7 +163,7 @@ impl Monitor {
         request: Request,
         deadline: Duration,
     ) -> Result<State, MonitorError> {
-        let name = request.name();
+        let name = name(&request);
         match self.ask(request, deadline).await? {
             Reply::State(state) => Ok(*state),
             _ => Err(MonitorError::Unexpected { request: name }),
@@ -161,11 +173,29 @@ impl Monitor {
     async fn send(&self, packet: &Packet) -> io::Result<()> {
         loop {
             let mut ready = self.socket.writable().await?;
-            match ready.try_io(|socket| socket::send(socket.get_ref(), packet)) {
+            match ready.try_io(|socket| socket::send(socket.as_fd(), packet)) {
                 Ok(result) => return result,
                 Err(_would_block) => {}
             }
         }
+    }
+}
+
+/// What a request is called in errors.
+fn name(request: &Request) -> &'static str {
+    match request {
+        Request::Create(_) => "create",
+        Request::Adopt(_) => "adopt",
+        Request::State => "state",
+        Request::Start => "start",
+        Request::Exec(_) => "exec",
+        Request::Signal { .. } => "signal",
+        Request::Attach { .. } => "attach",
+        Request::Resize { .. } => "resize",
+        Request::ReopenLog => "reopen-log",
+        Request::CloseStdin => "close-stdin",
+        Request::InitEnded { .. } => "init-ended",
+        Request::Release => "release",
     }
 }
 
@@ -224,7 +254,7 @@ async fn listen(
 async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<Option<FromMonitor>, MonitorError> {
     loop {
         let mut ready = socket.readable().await?;
-        match ready.try_io(|socket| socket::receive(socket.get_ref())) {
+        match ready.try_io(|socket| socket::receive(socket.as_fd())) {
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             Ok(packet) => return Ok(packet?.map(FromMonitor::decode).transpose()?),
             Err(_would_block) => {}
@@ -232,8 +262,58 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<Option<FromMonitor>, Monit
     }
 }
 
-/// Starts `program` with `socket` as its standard input, and answers with its pidfd.
-pub(crate) fn spawn(program: &Path, arguments: &[&str], socket: OwnedFd) -> io::Result<OwnedFd> {
+/// A short-lived role of the monitor's program that has said what it did.
+pub(crate) struct Role {
+    pub(crate) pid: i32,
+    /// What it said beyond "ok".
+    pub(crate) answer: String,
+    /// The process ends when this is closed; who drops it reaps the process.
+    pub(crate) socket: OwnedFd,
+    process: OwnedFd,
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        // It ends by itself within no time once it is told; a stuck one must not keep us.
+        drop(rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both));
+        let mut poll = [PollFd::new(&self.process, PollFlags::IN)];
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        drop(rustix::event::poll(&mut poll, Some(&patience)));
+        drop(waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG));
+    }
+}
+
+/// Runs a role of the monitor's program, and waits for what it says. Blocking.
+pub(crate) fn run_role(program: &Path, arguments: &[&str], deadline: Duration) -> io::Result<Role> {
+    let (ours, theirs) = seqpacket_pair()?;
+    let child = spawn(program, arguments, theirs)?;
+    let mut role = Role { pid: child.pid, answer: String::new(), socket: ours, process: child.pidfd };
+    let mut poll = [PollFd::new(&role.socket, PollFlags::IN)];
+    let deadline = Timespec::try_from(deadline).map_err(io::Error::other)?;
+    if rustix::event::poll(&mut poll, Some(&deadline))? == 0 {
+        drop(rustix::process::pidfd_send_signal(&role.process, rustix::process::Signal::KILL));
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut text = [0_u8; 4096];
+    let length = rustix::io::read(&role.socket, &mut text)?;
+    let text = String::from_utf8_lossy(&text[..length]);
+    match text.strip_prefix("ok") {
+        Some(answer) => {
+            role.answer = answer.trim().to_owned();
+            Ok(role)
+        }
+        None => Err(io::Error::other(text.into_owned())),
+    }
+}
+
+/// A process of ours.
+pub(crate) struct Child {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Starts `program` with `socket` as its standard input.
+pub(crate) fn spawn(program: &Path, arguments: &[&str], socket: OwnedFd) -> io::Result<Child> {
     // Nothing here needs a hook between fork and exec, so that std can use posix_spawn, which does
     // not copy the daemon's page tables.
     let child = Command::new(program)
@@ -243,13 +323,14 @@ pub(crate) fn spawn(program: &Path, arguments: &[&str], socket: OwnedFd) -> io::
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
         .spawn()?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    Ok(pidfd_open(pid.expect("the kernel's pids are positive"), PidfdFlags::empty())?)
+    let pid = i32::try_from(child.id()).expect("the kernel's pids are positive");
+    let named = Pid::from_raw(pid).expect("a child's pid is not zero");
+    Ok(Child { pid, pidfd: pidfd_open(named, PidfdFlags::empty())? })
 }
 
 /// Waits for a child of ours to end, and takes its status so that no zombie stays.
 pub(crate) async fn reap(child: OwnedFd) {
-    if let Ok(child) = AsyncFd::new(child)
+    if let Ok(child) = sys::watch(child)
         && child.readable().await.is_ok()
     {
         drop(waitid(WaitId::PidFd(child.get_ref().as_fd()), WaitIdOptions::EXITED));

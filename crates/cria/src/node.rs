@@ -5,20 +5,27 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use cria_images::Store;
-use oci_spec::runtime::LinuxSeccomp;
+use oci_spec::runtime::{Arch, LinuxSeccomp};
 
 use crate::cgroup::{Driver, Hierarchy};
 use crate::cni::Cni;
 use crate::config::{CgroupDriver, Config, PidsLimit};
-use crate::container::spec::capabilities::Capabilities;
-use crate::container::spec::node::NodeFacts;
-use crate::container::spec::{rlimits, seccomp};
+use crate::container::config::SeccompProfile;
+use crate::container::spec::node::{NodeFacts, NodeSettings};
+use crate::container::spec::rlimits::Rlimit;
+use crate::container::spec::seccomp;
+use crate::container::spec::seccomp::file::{self, Subject};
 use crate::error::Error;
 use crate::id::ContainerId;
 use crate::oci::OciRuntime;
 use crate::paths::Paths;
+
+/// What system calls are named for.
+#[cfg(target_arch = "x86_64")]
+const ARCH: Arch = Arch::ScmpArchX86_64;
+#[cfg(target_arch = "aarch64")]
+const ARCH: Arch = Arch::ScmpArchAarch64;
 
 pub(crate) struct Node {
     pub(crate) config: Config,
@@ -43,6 +50,29 @@ impl Node {
         name.is_empty() || name == self.oci.name()
     }
 
+    /// The profile that `asked` means for a container with these capabilities.
+    pub(crate) fn seccomp(
+        &self,
+        asked: &SeccompProfile,
+        capabilities: &BTreeSet<String>,
+    ) -> Result<Option<LinuxSeccomp>, Error> {
+        let from_file = |path: &Path| {
+            let subject = Subject { capabilities, arch: ARCH, kernel: kernel_version() };
+            file::from_file(path, subject).map(Some).map_err(|error| {
+                let field = format!("seccomp profile {}", path.display());
+                Error::invalid(field, crate::error::chain(&error))
+            })
+        };
+        match (asked, &self.config.runtime.seccomp_profile) {
+            (SeccompProfile::Unconfined, _) => Ok(None),
+            (SeccompProfile::RuntimeDefault, None) => {
+                Ok(Some(seccomp::runtime_default(capabilities, ARCH)))
+            }
+            (SeccompProfile::RuntimeDefault, Some(path)) => from_file(path),
+            (SeccompProfile::Localhost(path), _) => from_file(path.as_ref()),
+        }
+    }
+
     /// As the OCI runtime takes it.
     pub(crate) fn cgroups_path(&self, parent: &str, id: &ContainerId) -> String {
         self.cgroups.oci_path(self.cgroup_driver, parent, id.as_str())
@@ -51,4 +81,52 @@ impl Node {
 
 pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs_err::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// The driver that is configured, or systemd's where systemd is PID 1.
+pub(crate) fn cgroup_driver(config: &Config) -> Driver {
+    match config.runtime.cgroup_driver {
+        CgroupDriver::Systemd => Driver::Systemd,
+        CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+        CgroupDriver::Auto if Path::new("/run/systemd/system").exists() => Driver::Systemd,
+        CgroupDriver::Auto => Driver::Cgroupfs,
+    }
+}
+
+pub(crate) fn facts(
+    config: &Config,
+    paths: &Paths,
+    cgroups: &Hierarchy,
+    oci: &OciRuntime,
+) -> anyhow::Result<NodeFacts> {
+    let nofile = config.runtime.rlimits.nofile;
+    let pids_limit = match config.runtime.pids_limit {
+        PidsLimit::Unlimited => None,
+        PidsLimit::Most(most) => Some(most.get().into()),
+    };
+    let own_dirs = [&paths.root, &paths.run, &paths.netns];
+    let own_dirs = own_dirs.iter().map(fs_err::canonicalize).collect::<Result<_, _>>()?;
+    Ok(NodeFacts::look_up(NodeSettings {
+        cgroups: cgroups.facts(),
+        nofile: Rlimit { soft: nofile.soft(), hard: nofile.hard() },
+        pids_limit,
+        recursive_read_only: oci.features.recursive_read_only(),
+        own_dirs,
+    })?)
+}
+
+/// The capabilities that this kernel knows and this process lacks.
+pub(crate) fn missing_capabilities(facts: &NodeFacts) -> Vec<String> {
+    let all = caps::runtime::procfs_all_supported(None).unwrap_or_else(|_| caps::all());
+    let names = all.iter().map(ToString::to_string);
+    let mut missing: Vec<_> = names.filter(|name| !facts.capabilities.contains(name)).collect();
+    missing.sort();
+    missing
+}
+
+/// Major and minor version, as seccomp profiles ask for them.
+pub(crate) fn kernel_version() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-pub(crate) use probe::choose;
+pub(crate) use probe::{Probe, choose};
 
 use crate::id::ContainerId;
 
@@ -64,6 +64,11 @@ impl Features {
 impl OciRuntime {
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The runtime handler's name: the program's.
+    pub(crate) fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or("oci")
     }
 
     /// The arguments before every command.

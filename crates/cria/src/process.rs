@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// The process itself, if it still is the one that began at `start_time`.
@@ -10,6 +11,12 @@ pub(crate) fn open(pid: i32, start_time: u64) -> Option<OwnedFd> {
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     // Looked at after the pidfd was had: what that names cannot change any more.
     (self::start_time(pid).ok()? == start_time).then_some(process)
+}
+
+pub(crate) fn is_alive(process: &OwnedFd) -> bool {
+    let mut poll = [PollFd::new(process, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut poll, Some(&now)) == Ok(0)
 }
 
 /// In clock ticks since the boot: field 22 of proc_pid_stat(5). The name before it may hold

@@ -120,7 +120,7 @@ async fn recover_container(daemon: &Daemon, record: container::Record) -> Arc<Co
     let node = &daemon.node;
     let layers = record.image.layers.iter().map(|layer| layer.parse());
     let layers: Result<Vec<Digest>, _> = layers.collect();
-    let image = record.image.id.parse().map(ImageId::from);
+    let image = record.image.id.parse::<Digest>().map(ImageId::from);
     let path = node.paths.container_record(&record.id);
     let container = container::recover(node, Checkpoint::loaded(path, record)).await;
     match (layers, image) {

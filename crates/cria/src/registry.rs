@@ -34,8 +34,8 @@ pub(crate) struct ContainerKey {
 pub(crate) trait Named {
     /// What people call such an object.
     const KIND: &'static str;
-    type Id: Clone + Eq + Hash + AsRef<str>;
-    type Key: Clone + Eq + Hash;
+    type Id: Clone + Eq + Hash + AsRef<str> + Send + Sync + 'static;
+    type Key: Clone + Eq + Hash + Send + Sync + 'static;
     fn id(&self) -> &Self::Id;
     fn key(&self) -> Self::Key;
     /// Whether a repeated creation may return this object: it has not ended.

@@ -24,7 +24,7 @@ use crate::node::{self, Node};
 use crate::oci;
 use crate::paths::Paths;
 use crate::sandbox::namespaces;
-use crate::{cri, mounts, orphans, reaper, recovery};
+use crate::{cri, mounts, orphans, programs, reaper, recovery};
 
 /// How often what is new in the image store is flushed to the disk.
 const SYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -95,9 +95,11 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
     let boot_id = node::boot_id().context("cannot learn the boot id")?;
     let cgroups = Hierarchy::detect().context("cannot find the cgroup hierarchy")?;
     let cgroup_driver = node::cgroup_driver(&config);
-    let monitor = node::find_monitor(&config)?;
+    let monitor = programs::find_monitor(&config.runtime)
+        .context("cannot find cria-monitor: not beside cria, in $PATH or in /usr/libexec/cria")?;
+    let oci_runtime = configured_runtime(&config)?;
     let oci = oci::choose(&oci::Probe {
-        configured: config.runtime.oci_runtime.as_deref(),
+        configured: oci_runtime.as_deref(),
         run: &paths.run,
         state: &paths.oci_state(),
         monitor: &monitor,
@@ -105,7 +107,7 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
         deadline: config.runtime.create_timeout.get(),
         boot_id: &boot_id,
     })?;
-    let facts = node::facts(&config, &cgroups, &oci)?;
+    let facts = node::facts(&config, &paths, &cgroups, &oci)?;
     warn_of_limits(&facts);
     let images = open_images(&config, &paths.root, &boot_id)?;
     let cni = Cni::new(CniSettings {
@@ -129,6 +131,14 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
         boot_id,
     };
     Ok((node, lock))
+}
+
+/// The configured OCI runtime, found; none: any that works.
+fn configured_runtime(config: &Config) -> anyhow::Result<Option<PathBuf>> {
+    let find = |program: &crate::config::Program| {
+        programs::find(program.as_ref()).with_context(|| format!("cannot find the OCI runtime {program}"))
+    };
+    config.runtime.oci_runtime.as_ref().map(find).transpose()
 }
 
 fn make_directories(paths: &Paths) -> io::Result<()> {

@@ -1,10 +1,12 @@
 //! Kernel calls that no safe wrapper covers. The crate's only `unsafe` lives here.
 
-#![expect(unsafe_code, reason = "pre_exec runs its closure between fork and exec")]
+#![expect(unsafe_code, reason = "pre_exec, close_range and tokio's registration of descriptors")]
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
 /// Makes `command`'s process die with the daemon and inherit no descriptor but the standard ones.
@@ -25,6 +27,14 @@ pub(crate) fn dies_with_daemon(command: &mut Command) -> &mut Command {
             close_on_exec_from(3)
         })
     }
+}
+
+/// A descriptor whose readiness tasks can wait for.
+pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: `register` demands that the descriptor stays open and the same for as long as it is
+    // registered. An `OwnedFd` is open until it is dropped, always names the same descriptor, and
+    // is owned by the `AsyncFd`, which deregisters it before dropping it.
+    unsafe { Ok(AsyncFd::register(descriptor)?) }
 }
 
 /// Marks every descriptor from `first` on as close-on-exec, also those that the daemon itself

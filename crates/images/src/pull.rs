@@ -154,11 +154,13 @@ impl Store {
     ) -> Result<(), Error> {
         layers.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size));
         let parallel = self.shared.options.parallel_layers.get();
-        futures_util::stream::iter(layers)
-            .map(|layer| self.fetch_layer(session, layer))
-            .buffer_unordered(parallel)
-            .try_collect()
-            .await
+        // Futures that own what they need: a closure over borrows would not be `Send` for every
+        // lifetime, and callers spawn.
+        let fetches = layers.into_iter().map(|layer| {
+            let (store, session) = (self.clone(), Arc::clone(session));
+            async move { store.fetch_layer(&session, layer).await }
+        });
+        futures_util::stream::iter(fetches).buffer_unordered(parallel).try_collect().await
     }
 
     async fn fetch_layer(&self, session: &Arc<Session>, layer: LayerBlob) -> Result<(), Error> {

@@ -126,12 +126,7 @@ impl Session {
                 tag.unwrap_or("latest").to_owned(),
             ),
         };
-        let (bytes, _) = self
-            .patiently(async || {
-                let answer = self.client.pull_manifest_raw(&name, &self.auth, ACCEPTED);
-                answer.await.map_err(|error| refused(&self.image, error))
-            })
-            .await?;
+        let bytes = self.manifest_bytes(&name).await?;
         let actual = Digest::of(&bytes);
         match digest {
             Some(expected) if expected != actual => {
@@ -154,11 +149,13 @@ impl Session {
         }
     }
 
-    /// Repeats `request` while the registry is merely unavailable.
-    async fn patiently<T>(&self, request: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    /// The manifest's bytes; a registry that is unavailable is asked again for a while.
+    async fn manifest_bytes(&self, name: &oci_client::Reference) -> Result<Bytes, Error> {
         let mut tried = 0;
         loop {
-            match request().await {
+            let answer = self.client.pull_manifest_raw(name, &self.auth, ACCEPTED).await;
+            match answer.map_err(|error| refused(&self.image, error)) {
+                Ok((bytes, _)) => return Ok(bytes),
                 Err(error @ Error::RegistryUnavailable { .. }) => {
                     tried += 1;
                     if tried == TRIES {
@@ -167,7 +164,7 @@ impl Session {
                     debug!(image = self.image, tried, "registry unavailable, trying again");
                     tokio::time::sleep(wait_before(tried)).await;
                 }
-                answer => return answer,
+                Err(error) => return Err(error),
             }
         }
     }

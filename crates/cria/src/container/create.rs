@@ -1,6 +1,7 @@
 //! CreateContainer: image, root file system, spec, monitor; undone by `clean` if any of it fails.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +11,9 @@ use cria_monitor::protocol::{Create, OciRuntime, Request};
 use oci_spec::image::ImageConfiguration;
 use tokio::task::spawn_blocking;
 
-use super::config::{ContainerConfig, SeccompProfile};
+use super::config::ContainerConfig;
 use super::rootfs::Rootfs;
-use super::spec::{self, PidNamespace, SpecNamespaces, SpecRequest};
+use super::spec::{self, PidNamespace, SpecError, SpecNamespaces, SpecRequest};
 use super::state::State;
 use super::{Container, ImageUse, Record, clean};
 use crate::checkpoint::{self, Checkpoint};
@@ -37,8 +38,26 @@ pub(crate) struct Creation {
     pub(crate) image: Arc<Image>,
     /// Taken when the image was found, so that nobody removes its layers meanwhile.
     pub(crate) lease: Lease,
-    /// The PID namespace's file for the modes Pod and Target.
-    pub(crate) pid_namespace: Option<PathBuf>,
+    /// For the modes Pod and Target.
+    pub(crate) pid_namespace: Option<PidNamespaceFile>,
+}
+
+/// A PID namespace to join.
+pub(crate) enum PidNamespaceFile {
+    Pinned(PathBuf),
+    /// The target's, held open: the descriptor is its name.
+    Held(OwnedFd),
+}
+
+impl PidNamespaceFile {
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Pinned(path) => path.clone(),
+            Self::Held(namespace) => {
+                format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd()).into()
+            }
+        }
+    }
 }
 
 /// Creates the container; a failure leaves nothing. A command that the OCI runtime refuses is no
@@ -201,8 +220,8 @@ impl Bundle {
         let pin = |kind: Kind| own.contains(&kind).then(|| kind.pin(&self.node.paths, &sandbox.id));
         let pid = match (config.security.namespaces.pid, pid_namespace) {
             (NamespaceMode::Node, _) => PidNamespace::Host,
-            (NamespaceMode::Pod | NamespaceMode::Target, Some(path)) => {
-                PidNamespace::Join(path.clone())
+            (NamespaceMode::Pod | NamespaceMode::Target, Some(file)) => {
+                PidNamespace::Join(file.path())
             }
             (NamespaceMode::Pod | NamespaceMode::Target | NamespaceMode::Container, _) => {
                 PidNamespace::Own
@@ -214,19 +233,11 @@ impl Bundle {
     fn seccomp(&self) -> Result<Option<oci_spec::runtime::LinuxSeccomp>, Error> {
         let security = &self.creation.config.security;
         if security.privileged {
+            // Privileged means unconfined, whatever the profile says.
             return Ok(None);
         }
-        match &security.seccomp {
-            SeccompProfile::Unconfined => Ok(None),
-            SeccompProfile::RuntimeDefault => {
-                let capabilities = spec::capabilities::of(security, &self.node.facts)?;
-                Ok(Some(self.node.seccomp(&capabilities)?))
-            }
-            SeccompProfile::Localhost(path) => {
-                let capabilities = spec::capabilities::of(security, &self.node.facts)?;
-                Ok(Some(self.node.seccomp_from(path.as_ref(), &capabilities)?))
-            }
-        }
+        let capabilities = spec::capabilities::of(security, &self.node.facts)?;
+        self.node.seccomp(&security.seccomp, &capabilities.held)
     }
 }
 
@@ -235,9 +246,9 @@ fn image_user(config: &ImageConfiguration) -> &str {
 }
 
 /// What a monitor is told of its container.
-pub(super) fn order(node: &Node, record: &Record) -> Create {
+pub(super) fn order(node: &Node, record: &Record) -> Result<Create, SpecError> {
     let run_dir = node.paths.container_run(&record.id);
-    Create {
+    Ok(Create {
         id: record.id.to_string(),
         bundle: run_dir.clone(),
         run_dir,
@@ -250,18 +261,32 @@ pub(super) fn order(node: &Node, record: &Record) -> Create {
         terminal: record.config.tty,
         stdin: record.config.stdin,
         stdin_once: record.config.stdin_once,
-        cgroup: node.cgroups.monitored(&record.cgroup_parent, record.id.as_str()),
+        cgroup: node.cgroups.monitored(node.cgroup_driver, &record.cgroup_parent, record.id.as_str()),
         own_pid_namespace: record.own_pid_namespace,
-        oom_score_adj: spec::resources::oom_score_adj_of(&record.resources, &node.facts),
+        oom_score_adj: spec::resources::oom_score_adj(&record.resources, &node.facts)?,
         join_cgroups: node.monitor_cgroups.clone(),
-    }
+    })
 }
 
 impl Container {
+    /// The running container's PID namespace. Opened by pid, and then held against the pidfd: if
+    /// that has not ended, the pid was no other process's meanwhile.
+    pub(crate) fn pid_namespace(&self) -> Result<PidNamespaceFile, Error> {
+        let failed = |error| Error::io(format!("join the PID namespace of {}", self.id), error);
+        let pid = self.record.get().init_pid;
+        let namespace = fs_err::File::open(format!("/proc/{pid}/ns/pid")).map_err(failed)?;
+        let held = self.held();
+        let alive = held.descriptors.init.as_ref().is_some_and(process::is_alive);
+        match alive {
+            true => Ok(PidNamespaceFile::Held(namespace.into_parts().0.into())),
+            false => Err(self.wrong_state("exited")),
+        }
+    }
+
     /// Starts the monitor and has it run the OCI runtime's `create`.
     async fn create_process(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
         let failed = |error| Error::internal(format!("create container {}", self.id), error);
-        let order = order(node, &self.record.get());
+        let order = order(node, &self.record.get())?;
         let (monitor, news) =
             Monitor::start(&node.monitor, self.id.as_str()).map_err(failed)?;
         let deadline = node.oci.deadline() + MONITOR_DEADLINE;

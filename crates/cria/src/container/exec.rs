@@ -23,6 +23,7 @@ use super::state::State;
 use crate::error::Error;
 use crate::monitor::{Monitor, MonitorError};
 use crate::node::Node;
+use crate::sys;
 
 /// Of both streams together: the kubelet takes messages of 16 MiB, and their framing counts.
 const OUTPUT_BYTES: usize = (16 << 20) - (64 << 10);
@@ -212,7 +213,7 @@ impl Output {
     fn new() -> io::Result<(Self, OwnedFd)> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&read, true)?;
-        let pipe = AsyncFd::new(read)?;
+        let pipe = sys::watch(read)?;
         Ok((Self { pipe, kept: Vec::new(), open: true, discarded: false }, write))
     }
 

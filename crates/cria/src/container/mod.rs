@@ -17,6 +17,7 @@ mod stop;
 mod supervise;
 mod update;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,7 +25,7 @@ use cria_monitor::protocol::Descriptors;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub(crate) use create::{Creation, create};
+pub(crate) use create::{Creation, PidNamespaceFile, create};
 pub(crate) use exec::ExecOutput;
 use remove::clean;
 pub(crate) use remove::{discard, is_alive, remove_tree};
@@ -33,6 +34,7 @@ pub(crate) use supervise::recover;
 use crate::checkpoint::Checkpoint;
 use crate::id::{ContainerId, SandboxId};
 use crate::monitor::Monitor;
+use crate::process;
 use crate::registry::{ContainerKey, Named};
 use config::{ContainerConfig, Resources};
 use state::State;
@@ -89,6 +91,13 @@ pub(crate) struct ImageUse {
     pub(crate) reference: String,
     /// The layers it mounts, which are in use until the container is gone.
     pub(crate) layers: Vec<String>,
+}
+
+impl Record {
+    /// The container's process, if it still is the one that was made.
+    fn init(&self) -> Option<OwnedFd> {
+        process::open(self.init_pid, self.init_start_time)
+    }
 }
 
 pub(crate) struct Container {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use cria_monitor::exit::{Exit, Status};
 use cria_monitor::protocol::{Adopt, Descriptors, Event, Phase, Request, State as MonitorState};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::state::{Exited, State};
@@ -19,6 +18,7 @@ use crate::clock;
 use crate::error::chain;
 use crate::monitor::{Monitor, MonitorError, News};
 use crate::node::Node;
+use crate::sys;
 
 /// Within this a monitor that lives answers.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -144,7 +144,7 @@ impl Container {
         let adopt = {
             let record = self.record.get();
             Adopt {
-                container: super::create::order(node, &record),
+                container: super::create::order(node, &record)?,
                 init_pid: record.init_pid,
                 started_at_ns: match record.state {
                     State::Running { started_at_ns, .. } => started_at_ns,
@@ -168,7 +168,7 @@ impl Container {
     /// A monitor's child comes to the daemon that started the monitor when the monitor dies: only
     /// we can learn how it ends. A monitor of an earlier daemon leaves it to PID 1.
     async fn await_orphan(self: &Arc<Self>, init: OwnedFd) {
-        let Ok(init) = AsyncFd::new(init) else { return };
+        let Ok(init) = sys::watch(init) else { return };
         if init.readable().await.is_err() {
             return;
         }
@@ -186,7 +186,7 @@ impl Container {
     /// Without a monitor the end is seen, but nothing else.
     async fn watch_alone(self: &Arc<Self>, init: Option<OwnedFd>) {
         if let Some(init) = init
-            && let Ok(init) = AsyncFd::new(init)
+            && let Ok(init) = sys::watch(init)
         {
             drop(init.readable().await);
             drop(waitid(WaitId::PidFd(init.get_ref().as_fd()), WaitIdOptions::EXITED));
@@ -299,12 +299,12 @@ impl Container {
 
 /// The record that a monitor left when its container ended.
 fn recorded_exit(run_dir: &Path) -> Option<Exit> {
-    let text = fs_err::read(run_dir.join("exit")).ok()?;
-    Exit::decode(&text)
+    Exit::read(run_dir)
         .inspect_err(|error| {
             tracing::warn!(path = %run_dir.display(), %error, "exit record is damaged");
         })
         .ok()
+        .flatten()
 }
 
 fn status_of(status: &rustix::process::WaitIdStatus) -> Status {

@@ -33,18 +33,18 @@ impl Container {
     }
 
     async fn update_alone(&self, node: &Node, update: &Resources) -> Result<(), Error> {
+        let merged = resources::merge(&self.record.get().resources, update);
         match self.state() {
             State::Exited(_) => return Err(self.wrong_state("exited")),
             // There is no process to limit; StartContainer will say why.
             State::Created { broken: Some(_) } => {}
             State::Created { broken: None } | State::Running { .. } => {
                 let failed = |error| Error::internal(format!("update container {}", self.id), error);
-                let limits = resources::for_update(update, &node.facts);
+                let limits = resources::for_update(&merged, &node.facts);
                 node.oci.update(&self.id, &limits).await.map_err(failed)?;
                 self.write_unified(node, update)?;
             }
         }
-        let merged = resources::merge(&self.record.get().resources, update);
         self.record
             .change(|record| record.resources = merged)
             .await

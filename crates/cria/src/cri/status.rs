@@ -11,7 +11,7 @@ use cria_proto::{
 
 use crate::cgroup::Driver;
 use crate::daemon::Daemon;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::node::Node;
 
 /// Of the message format before the CRI had versions; clients still compare it.
@@ -39,7 +39,7 @@ pub(super) async fn status(
         false => BTreeMap::new(),
     };
     Ok(StatusResponse {
-        status: Some(RuntimeStatus { conditions: vec![runtime_ready(), network_ready(node)] }),
+        status: Some(RuntimeStatus { conditions: vec![runtime_ready(), network_ready(node).await] }),
         info,
         runtime_handlers: handlers(node),
         features: Some(RuntimeFeatures {
@@ -55,13 +55,13 @@ fn runtime_ready() -> RuntimeCondition {
     RuntimeCondition { r#type: "RuntimeReady".to_owned(), status: true, ..Default::default() }
 }
 
-fn network_ready(node: &Node) -> RuntimeCondition {
-    let ready = node.cni.readiness();
+async fn network_ready(node: &Node) -> RuntimeCondition {
+    let ready = node.cni.readiness().await;
     RuntimeCondition {
         r#type: "NetworkReady".to_owned(),
         status: ready.is_ok(),
         reason: ready.as_ref().err().map(|_| "NetworkPluginNotReady".to_owned()).unwrap_or_default(),
-        message: ready.err().unwrap_or_default(),
+        message: ready.err().map(|error| chain(&*error)).unwrap_or_default(),
     }
 }
 

@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use tokio::io::unix::AsyncFd;
 
 use super::namespaces::{self, Kind};
 use crate::id::SandboxId;
 use crate::paths::Paths;
-use crate::process;
+use crate::{monitor, process, sys};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -30,7 +29,7 @@ pub(crate) struct PodInit {
 impl PodInit {
     /// Starts it in the pod's namespaces and pins its PID namespace. Blocking.
     pub(super) fn start(
-        monitor: &Path,
+        program: &Path,
         paths: &Paths,
         id: &SandboxId,
         kinds: &[Kind],
@@ -42,8 +41,8 @@ impl PodInit {
         }
         arguments.extend(cgroups.iter().map(|file| format!("--cgroup={}", file.display())));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let answer = crate::monitor::run_role(monitor, &arguments, DEADLINE)?.answer;
-        let pid = answer.trim().parse().map_err(io::Error::other)?;
+        let answer = monitor::run_role(program, &arguments, DEADLINE)?.answer.clone();
+        let pid = answer.parse().map_err(io::Error::other)?;
         let init = Self { pid, start_time: process::start_time(pid)? };
         let namespace = format!("/proc/{pid}/ns/pid");
         namespaces::pin(Path::new(&namespace), &namespaces::pid_pin(paths, id))?;
@@ -59,14 +58,14 @@ impl PodInit {
     pub(crate) async fn end(self) -> io::Result<()> {
         let Some(process) = self.open() else { return Ok(()) };
         pidfd_send_signal(&process, Signal::KILL)?;
-        crate::monitor::reap(process).await;
+        monitor::reap(process).await;
         Ok(())
     }
 
     /// Returns when it has ended.
     pub(crate) async fn ended(self) {
         let Some(process) = self.open() else { return };
-        if let Ok(process) = AsyncFd::new(process) {
+        if let Ok(process) = sys::watch(process) {
             drop(process.readable().await);
         }
     }

@@ -13,7 +13,7 @@ use rustix::mount::{MountPropagationFlags, mount_bind, mount_bind_recursive, mou
 
 use super::config::{NamespaceMode, SandboxConfig};
 use crate::id::SandboxId;
-use crate::mounts;
+use crate::{monitor, mounts};
 use crate::paths::Paths;
 
 /// Making namespaces is a handful of system calls; a child that takes longer is stuck.
@@ -90,7 +90,7 @@ pub(crate) fn hostname(config: &SandboxConfig, id: &SandboxId) -> String {
 
 /// Makes and pins the pod's namespaces, with its sysctls set inside. Blocking.
 pub(crate) fn make(
-    monitor: &Path,
+    program: &Path,
     paths: &Paths,
     id: &SandboxId,
     config: &SandboxConfig,
@@ -101,8 +101,9 @@ pub(crate) fn make(
     }
     let arguments = arguments(&kinds, id, config);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    // The answer ends the child's work; closing the socket ends the child.
-    let (pid, _socket) = crate::monitor::run_role(monitor, &arguments, DEADLINE)?;
+    // The child lives, and with it the namespaces, until the role is dropped.
+    let role = monitor::run_role(program, &arguments, DEADLINE)?;
+    let pid = role.pid;
     for kind in kinds {
         pin(&PathBuf::from(format!("/proc/{pid}/ns/{}", kind.name())), &kind.pin(paths, id))?;
     }

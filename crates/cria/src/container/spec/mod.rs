@@ -32,10 +32,10 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp,
 use serde::de::DeserializeOwned;
 
 pub(crate) use error::SpecError;
-pub(crate) use mounts::SandboxFiles;
 
 use crate::container::config::ContainerConfig;
 use crate::id::SandboxId;
+use crate::sandbox::Files;
 use crate::sandbox::config::{NamespaceMode, SandboxConfig};
 use devices::HostDevice;
 use node::{CgroupVersion, NodeFacts};
@@ -56,7 +56,7 @@ pub(crate) struct SpecRequest<'a> {
     /// Absolute.
     pub(crate) rootfs: &'a Path,
     pub(crate) namespaces: &'a SpecNamespaces,
-    pub(crate) files: &'a SandboxFiles,
+    pub(crate) files: &'a Files,
     pub(crate) volumes: &'a [Volume],
     pub(crate) devices: &'a [HostDevice],
     /// As the OCI runtime takes it: a path, or `slice:prefix:name` for systemd.

@@ -1,22 +1,12 @@
 //! The list of mounts, in the order in which they are made. Pure.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::Mount;
 
 use super::SpecRequest;
 use super::volumes::{Access, Volume};
 use crate::container::config::Propagation;
-
-/// The sandbox's files that its containers see, on the host.
-#[derive(Clone, Debug)]
-pub(crate) struct SandboxFiles {
-    pub(crate) resolv_conf: PathBuf,
-    pub(crate) hostname: PathBuf,
-    pub(crate) hosts: PathBuf,
-    /// Not used by containers with the host's IPC: these have the host's.
-    pub(crate) shm: PathBuf,
-}
 
 /// The basic file systems first, then the binds, parents before their children.
 pub(super) fn list(request: &SpecRequest<'_>) -> Vec<Mount> {

@@ -64,7 +64,7 @@ pub(crate) fn merge(current: &Resources, update: &Resources) -> Resources {
 }
 
 /// `oom_score_adj` of the container's process: what is asked for, or the lowest the node allows.
-pub(super) fn oom_score_adj(resources: &Resources, node: &NodeFacts) -> Result<i32, SpecError> {
+pub(crate) fn oom_score_adj(resources: &Resources, node: &NodeFacts) -> Result<i32, SpecError> {
     let asked = resources.oom_score_adj;
     if !(-1000..=1000).contains(&asked) {
         let reason = format!("{asked} is not between -1000 and 1000");

@@ -19,7 +19,7 @@ pub(super) struct Parts {
     pub(super) user: User,
     pub(super) rootfs: PathBuf,
     pub(super) namespaces: SpecNamespaces,
-    pub(super) files: SandboxFiles,
+    pub(super) files: Files,
     pub(super) volumes: Vec<Volume>,
     pub(super) devices: Vec<HostDevice>,
     pub(super) cgroups_path: String,
@@ -60,7 +60,7 @@ impl Parts {
                 uts: Some("/run/cria/uts".into()),
                 pid: PidNamespace::Own,
             },
-            files: SandboxFiles {
+            files: Files {
                 resolv_conf: "/run/s/resolv.conf".into(),
                 hostname: "/run/s/hostname".into(),
                 hosts: "/run/s/hosts".into(),

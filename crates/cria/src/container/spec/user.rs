@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::SpecError;
 use crate::container::config::{SecurityContext, SupplementalGroupsPolicy};
@@ -16,7 +17,7 @@ const GROUP: &str = "etc/group";
 /// Of either file. It comes from an image, so it may be anything.
 const MAX_BYTES: u64 = 4 << 20;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct User {
     pub(crate) uid: u32,
     pub(crate) gid: u32,

@@ -1,6 +1,5 @@
 //! CreateContainer.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use cria_proto::{CreateContainerRequest, CreateContainerResponse};
@@ -9,7 +8,7 @@ use super::super::service::record;
 use super::super::{convert, sandbox};
 use crate::container::config::ContainerConfig;
 use crate::container::state::State as ContainerState;
-use crate::container::{self, Container, Creation};
+use crate::container::{self, Container, Creation, PidNamespaceFile};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::node::Node;
@@ -50,10 +49,8 @@ async fn create(
     check_ready(&sandbox)?;
     let asked = &config.image.image;
     let missing = || Error::NotFound { kind: "image", id: asked.clone() };
-    let registries = node.registries.borrow().clone();
-    let image = node.images.find(asked, &registries)?.ok_or_else(missing)?;
+    let image = node.images.find(asked)?.ok_or_else(missing)?;
     let lease = node.images.lease(&image.id)?;
-    // Held until the container is made: the file is a name for the target's namespace.
     let pid_namespace = pid_namespace(&node, &sandbox, &config, target.as_deref())?;
     let creation = Creation { sandbox: Arc::clone(&sandbox), config, image, lease, pid_namespace };
     let container = container::create(Arc::clone(&node), creation).await?;
@@ -90,7 +87,7 @@ fn pid_namespace(
     sandbox: &Sandbox,
     config: &ContainerConfig,
     target: Option<&Container>,
-) -> Result<Option<PathBuf>, Error> {
+) -> Result<Option<PidNamespaceFile>, Error> {
     match (config.security.namespaces.pid, target) {
         (NamespaceMode::Target, Some(target)) => {
             if target.sandbox != sandbox.id {
@@ -101,7 +98,10 @@ fn pid_namespace(
             }
             target.pid_namespace().map(Some)
         }
-        (NamespaceMode::Pod, _) => Ok(Some(namespaces::pid_pin(&node.paths, &sandbox.id))),
+        (NamespaceMode::Pod, _) => {
+            let pin = namespaces::pid_pin(&node.paths, &sandbox.id);
+            Ok(Some(PidNamespaceFile::Pinned(pin)))
+        },
         (NamespaceMode::Container | NamespaceMode::Node | NamespaceMode::Target, _) => Ok(None),
     }
 }

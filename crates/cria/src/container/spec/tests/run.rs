@@ -164,7 +164,7 @@ fn parts(bundle: &Bundle) -> Parts {
     parts.rootfs = bundle.path("rootfs");
     parts.namespaces =
         SpecNamespaces { ipc: Some("/proc/self/ns/ipc".into()), ..Default::default() };
-    parts.files = SandboxFiles {
+    parts.files = Files {
         resolv_conf: bundle.path("resolv.conf"),
         hostname: bundle.path("hostname"),
         hosts: bundle.path("hosts"),
