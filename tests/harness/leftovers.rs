@@ -71,27 +71,30 @@ struct Process {
     command: String,
 }
 
-/// Processes that name the node's folder in their arguments, or see a mount of it that the host
-/// does not, or are in its cgroup. Zombies count: somebody forgot them.
+/// Processes that name the node's folder in their arguments, or have their root filesystem in it,
+/// or are in its cgroup. Not those that merely see one of its mounts: any mount namespace may.
+/// Zombies count: somebody forgot them.
 fn processes(place: &Place) -> Vec<Process> {
     let folder = place.folder().to_str().expect("temporary folders have plain names");
-    let own = fs_err::read_link("/proc/self/ns/mnt").ok();
     let entries = Path::new("/proc").read_dir().expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(|pid| {
-        let process = PathBuf::from(format!("/proc/{pid}"));
-        let command = String::from_utf8_lossy(&read(&process.join("cmdline"))).replace('\0', " ");
-        let cgroup = String::from_utf8_lossy(&read(&process.join("cgroup"))).into_owned();
-        let elsewhere = process.join("ns/mnt").read_link().ok() != own;
-        let ours = command.contains(folder)
-            || cgroup.lines().any(|line| in_cgroup(line, &place.cgroup()))
-            || elsewhere
-                && String::from_utf8_lossy(&read(&process.join("mountinfo"))).contains(folder);
-        let counts = ours && pid != std::process::id() && !awaits_pid_1(&process);
-        let command = if command.is_empty() { stat(&process).join(" ") } else { command };
-        counts.then_some(Process { pid, command })
-    })
-    .collect()
+    let others = pids.filter(|pid| *pid != 1 && *pid != std::process::id());
+    others
+        .filter_map(|pid| {
+            let process = PathBuf::from(format!("/proc/{pid}"));
+            let command = text(&process.join("cmdline")).replace('\0', " ");
+            let ours = command.contains(folder)
+                || text(&process.join("cgroup")).lines().any(|l| in_cgroup(l, &place.cgroup()))
+                || text(&process.join("mountinfo")).lines().any(|l| is_root_in(l, folder));
+            let command = if command.is_empty() { stat(&process).join(" ") } else { command };
+            (ours && !awaits_pid_1(&process)).then_some(Process { pid, command })
+        })
+        .collect()
+}
+
+/// Whether a line of mountinfo is that of a root filesystem which is, or is made of, `folder`'s.
+fn is_root_in(line: &str, folder: &str) -> bool {
+    line.split(' ').nth(4) == Some("/") && line.contains(folder)
 }
 
 /// Whether it has ended and only PID 1, whose business that is, has yet to take note.
@@ -101,7 +104,7 @@ fn awaits_pid_1(process: &Path) -> bool {
 
 /// Name in brackets, state and parent of a process; nothing if it is gone by now.
 fn stat(process: &Path) -> Vec<String> {
-    let stat = String::from_utf8_lossy(&read(&process.join("stat"))).into_owned();
+    let stat = text(&process.join("stat"));
     // "PID (NAME) STATE PARENT ...", where the name may hold spaces and brackets.
     let Some((front, rest)) = stat.rsplit_once(") ") else { return vec![] };
     let name = front.split_once(' ').map_or("", |(_, name)| name);
@@ -153,13 +156,13 @@ fn collect_folders(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 /// What `path` holds; nothing if its process is gone by now.
-fn read(path: &Path) -> Vec<u8> {
-    fs_err::read(path).unwrap_or_default()
+fn text(path: &Path) -> String {
+    String::from_utf8_lossy(&fs_err::read(path).unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::in_cgroup;
+    use super::{in_cgroup, is_root_in};
 
     #[test]
     fn a_cgroup_is_told_from_one_whose_name_begins_alike() {
@@ -173,6 +176,18 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(in_cgroup(line, "/cria-node-1"), inside, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_only_sees_a_mount_is_not_of_the_node() {
+        for (line, ours) in [
+            ("9 8 0:5 / / rw - overlay overlay rw,upperdir=/tmp/n/root/upper", true),
+            ("9 8 0:5 / /tmp/n/rootfs rw - overlay overlay rw,upperdir=/tmp/n/root/upper", false),
+            ("9 8 254:0 / / rw - ext4 /dev/vda rw", false),
+            ("", false),
+        ] {
+            assert_eq!(is_root_in(line, "/tmp/n"), ours, "{line}");
         }
     }
 }

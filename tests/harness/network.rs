@@ -52,8 +52,10 @@ pub fn leftovers(place: &Place) -> Vec<String> {
     found
 }
 
-/// Removes the bridge with its ports, and every rule that names this node's network.
+/// Removes the bridge with its ports, the leases, and every rule that names this node's network.
 pub fn take_down(place: &Place) {
+    // There are none if no pod was on the network.
+    let _ = fs_err::remove_dir_all(place.folder().join("ipam"));
     quietly(Command::new("ip").args(["link", "delete", &place.bridge()]));
     let rules = rules(place);
     for rule in &rules {
