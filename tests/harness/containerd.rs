@@ -11,7 +11,7 @@ use cria_proto::{PodSandboxConfig, VersionRequest};
 use crate::blocking::elsewhere;
 use crate::cri::{Cri, on_host_network};
 use crate::daemon::Daemon;
-use crate::place::Place;
+use crate::place::{Place, hierarchies};
 use crate::registry::Registry;
 use crate::tools::{tool, tools_path};
 use crate::{leftovers, network};
@@ -21,6 +21,9 @@ const ENDED: Duration = Duration::from_secs(30);
 
 /// The image containerd runs in every pod; the registry must have it.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
+
+/// The cgroup of pods that are given none, as critest's.
+const PODS_WITHOUT_PARENT: &str = "k8s.io";
 
 pub struct Containerd {
     daemon: Daemon,
@@ -93,6 +96,10 @@ impl Drop for Containerd {
         }
         self.daemon.kill9();
         let left = leftovers::remove(&self.place);
+        for hierarchy in hierarchies() {
+            // Another containerd may have pods there.
+            let _ = fs_err::remove_dir(hierarchy.join(PODS_WITHOUT_PARENT));
+        }
         assert!(left.is_empty() || thread::panicking(), "cannot be removed: {left:#?}");
     }
 }

@@ -9,10 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::network;
-use crate::place::Place;
+use crate::place::{Place, hierarchies};
 use crate::wait::within;
-
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Everything of this node that its pods left, one line each. `daemon` is the running daemon's
 /// pid, which is none; `expected` are mounts that are none.
@@ -139,9 +137,7 @@ fn cgroups(place: &Place) -> Vec<PathBuf> {
     let name = place.cgroup();
     let name = name.trim_start_matches('/');
     let mut found = vec![];
-    let hierarchies = Path::new(CGROUPS).read_dir().into_iter().flatten().flatten();
-    let roots = hierarchies.map(|entry| entry.path()).chain([PathBuf::from(CGROUPS)]);
-    for root in roots.filter(|path| !path.is_symlink()) {
+    for root in hierarchies() {
         collect_folders(&root.join(name), &mut found);
     }
     found

@@ -84,7 +84,9 @@ impl Place {
     /// The `cgroup.procs` of the daemon's cgroup in each hierarchy.
     fn daemon_cgroups(&self) -> Vec<PathBuf> {
         let name = format!("{}/daemon", self.cgroup().trim_start_matches('/'));
-        let groups = hierarchies().into_iter().map(|root| root.join(&name));
+        // A v1 cpuset takes no process before it is given processors.
+        let roots = hierarchies().into_iter().filter(|root| !root.ends_with("cpuset"));
+        let groups = roots.map(|root| root.join(&name));
         groups
             .map(|group| {
                 fs_err::create_dir_all(&group).expect("tests run as root");
@@ -109,8 +111,7 @@ pub(crate) fn hierarchies() -> Vec<PathBuf> {
     }
     let entries = root.read_dir().into_iter().flatten().flatten();
     let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    // A v1 cpuset takes no process before it is given processors.
-    let folders = folders.map(|entry| entry.path()).filter(|path| !path.ends_with("cpuset"));
+    let folders = folders.map(|entry| entry.path());
     folders.filter(|path| path.join("cgroup.procs").exists()).collect()
 }
 
