@@ -83,7 +83,8 @@ impl Store {
         let stall = self.shared.options.stall_timeout;
         let session = Arc::new(Session::open(endpoint, credentials, stall, &image).await?);
         let described = self.describe(&session, reference).await?;
-        let config = self.config_of(&session, &described.manifest.config).await?;
+        // The job is kept: until the image is stored, others who ask find its config there.
+        let (config, _job) = self.config_of(&session, &described.manifest.config).await?;
         let refuse = |refusal| refused(&image, "config", refusal);
         let parsed = parse_config(&config).map_err(refuse)?;
         let layers = described.manifest.layers(&parsed).map_err(refuse)?;
@@ -135,15 +136,16 @@ impl Store {
         &self,
         session: &Arc<Session>,
         blob: &Descriptor,
-    ) -> Result<Arc<[u8]>, Error> {
+    ) -> Result<(Arc<[u8]>, Option<Arc<Job<Arc<[u8]>>>>), Error> {
         if let Some(config) = self.config(blob.digest.into()) {
-            return Ok(config);
+            return Ok((config, None));
         }
         let fetch = || {
             let (session, blob) = (Arc::clone(session), blob.clone());
             async move { Ok(layer::fetch_small(&session, &blob).await?.into()) }
         };
-        self.shared.config_jobs.run(blob.digest, fetch).await
+        let (config, job) = self.shared.config_jobs.run(blob.digest, fetch).await?;
+        Ok((config, Some(job)))
     }
 
     /// Sees to it that every layer is here. The largest begins first: it takes longest.
@@ -154,24 +156,22 @@ impl Store {
     ) -> Result<(), Error> {
         layers.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size));
         let parallel = self.shared.options.parallel_layers.get();
-        // Futures that own what they need: a closure over borrows would not be `Send` for every
-        // lifetime, and callers spawn.
-        let fetches = layers.into_iter().map(|layer| {
-            let (store, session) = (self.clone(), Arc::clone(session));
-            async move { store.fetch_layer(&session, layer).await }
-        });
-        futures_util::stream::iter(fetches).buffer_unordered(parallel).try_collect().await
+        futures_util::stream::iter(layers)
+            .map(|layer| self.clone().fetch_layer(Arc::clone(session), layer))
+            .buffer_unordered(parallel)
+            .try_collect()
+            .await
     }
 
-    async fn fetch_layer(&self, session: &Arc<Session>, layer: LayerBlob) -> Result<(), Error> {
+    async fn fetch_layer(self, session: Arc<Session>, layer: LayerBlob) -> Result<(), Error> {
         if self.has_layer(layer.diff_id) {
             return Ok(());
         }
         let fetch = || {
-            let (store, session, layer) = (self.clone(), Arc::clone(session), layer.clone());
+            let (store, session, layer) = (self.clone(), Arc::clone(&session), layer.clone());
             async move { store.make_layer(&session, &layer).await }
         };
-        self.shared.layer_jobs.run(layer.diff_id, fetch).await
+        self.shared.layer_jobs.run(layer.diff_id, fetch).await.map(drop)
     }
 
     async fn make_layer(&self, session: &Session, layer: &LayerBlob) -> Result<(), Error> {
@@ -239,7 +239,8 @@ impl<T> Default for Jobs<T> {
 impl<T: Clone + Send + Sync + 'static> Jobs<T> {
     /// Waits for the job that makes `what`, or starts it. The failure of somebody else's job is
     /// not this caller's: credentials and endpoint were others; it then tries by itself.
-    async fn run<F>(&self, what: Digest, start: impl Fn() -> F) -> Result<T, Error>
+    /// For as long as the job is kept, what it made is there for everybody.
+    async fn run<F>(&self, what: Digest, start: impl Fn() -> F) -> Result<(T, Arc<Job<T>>), Error>
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
@@ -253,7 +254,7 @@ impl<T: Clone + Send + Sync + 'static> Jobs<T> {
             };
             match answer {
                 Err(_) if !is_ours => {}
-                answer => return answer,
+                answer => return answer.map(|made| (made, job)),
             }
         }
     }
@@ -264,8 +265,11 @@ impl<T: Clone + Send + Sync + 'static> Jobs<T> {
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(job) = running.get(&what).and_then(Weak::upgrade) {
-            let is_over = job.answer.borrow().is_some() || job.task.is_finished();
-            if !is_over {
+            let is_usable = match &*job.answer.borrow() {
+                Some(answer) => answer.is_ok(),
+                None => !job.task.is_finished(),
+            };
+            if is_usable {
                 return (job, false);
             }
         }

@@ -149,18 +149,15 @@ impl Session {
         }
     }
 
-    /// The manifest's bytes; a registry that is unavailable is asked again for a while.
+    /// Asks for a manifest, again while the registry is merely unavailable.
     async fn manifest_bytes(&self, name: &oci_client::Reference) -> Result<Bytes, Error> {
         let mut tried = 0;
         loop {
             let answer = self.client.pull_manifest_raw(name, &self.auth, ACCEPTED).await;
             match answer.map_err(|error| refused(&self.image, error)) {
                 Ok((bytes, _)) => return Ok(bytes),
-                Err(error @ Error::RegistryUnavailable { .. }) => {
+                Err(Error::RegistryUnavailable { .. }) if tried + 1 < TRIES => {
                     tried += 1;
-                    if tried == TRIES {
-                        return Err(error);
-                    }
                     debug!(image = self.image, tried, "registry unavailable, trying again");
                     tokio::time::sleep(wait_before(tried)).await;
                 }

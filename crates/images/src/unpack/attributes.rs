@@ -28,11 +28,12 @@ pub(crate) struct Attributes {
 impl Attributes {
     pub(crate) fn of(entry: &mut Entry<'_, impl Read>) -> io::Result<Self> {
         let header = entry.header();
-        let owner = Uid::from_raw(id(header.uid()?)?);
-        let group = Gid::from_raw(id(header.gid()?)?);
-        let mode = Mode::from_raw_mode(header.mode()? & 0o7777);
+        let raw = header.as_old();
+        let owner = Uid::from_raw(id(number(&raw.uid, || header.uid())?)?);
+        let group = Gid::from_raw(id(number(&raw.gid, || header.gid())?)?);
+        let mode = Mode::from_raw_mode(number(&raw.mode, || header.mode())? & 0o7777);
         // Times before 1970 are two's complement in GNU headers.
-        let seconds = header.mtime()?.cast_signed();
+        let seconds = number(&raw.mtime, || header.mtime())?.cast_signed();
         let mut attributes = Self {
             owner,
             group,
@@ -120,6 +121,14 @@ fn tolerate(name: &OsStr, set: Result<(), Errno>) -> io::Result<()> {
         }
         set => Ok(set?),
     }
+}
+
+/// A number of a header; left blank it is zero, as to every other reader of archives.
+fn number<T: Default>(field: &[u8], read: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(T::default());
+    }
+    read()
 }
 
 /// -1 means "leave as it is" to the kernel, so it can be nobody's id.

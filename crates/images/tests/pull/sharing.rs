@@ -1,0 +1,142 @@
+//! What several pulls share, and what they must not.
+
+use std::sync::Arc;
+
+use cria_images::{Error, PullRequest};
+use tokio::sync::Semaphore;
+
+use crate::scripted::{Fault, Scripted};
+use crate::support::{TestImage, TestStore, tar_of, until};
+
+fn image() -> TestImage {
+    TestImage::of(&[tar_of(&[("a", &[7; 50_000])]), tar_of(&[("b", b"b")])])
+}
+
+/// Starts a pull that can be given up.
+fn start(
+    test: &TestStore,
+    name: &str,
+) -> tokio::task::JoinHandle<Result<Arc<cria_images::Image>, Error>> {
+    let (store, name) = (test.store.clone(), name.to_owned());
+    tokio::spawn(async move {
+        let credentials = cria_images::Credentials::Anonymous;
+        store.pull(PullRequest { reference: &name, credentials }).await
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pulls_of_one_image_are_one_download_and_as_many_manifest_requests() {
+    let registry = Scripted::start().await;
+    let image = image();
+    registry.put("app:1", &image);
+    let gate = Arc::new(Semaphore::new(0));
+    registry.fail(image.layers[0].digest(), 1, Fault::Hold(Arc::clone(&gate)));
+    let test = TestStore::with(&[&registry.host], "", |options| {
+        options.stall_timeout = std::time::Duration::from_secs(20);
+    });
+    let name = format!("{}/app:1", registry.host);
+    let mut pulls: Vec<_> = (0..5).map(|_| start(&test, &name)).collect();
+    until("all have asked", || registry.requests("manifests").len() == 5).await;
+
+    // One whose own manifest request fails gets nothing of what the others fetch.
+    registry.fail("manifests", 1, Fault::Status(401));
+    let error = test.pull(&name).await.unwrap_err();
+    assert!(matches!(error, Error::Unauthorized { .. }), "{error:?}");
+
+    // One that goes away takes nothing from the others.
+    pulls.pop().unwrap().abort();
+    gate.add_permits(1);
+    for pull in pulls {
+        assert_eq!(pull.await.unwrap().unwrap().id.to_string(), image.id());
+    }
+    for blob in image.blobs() {
+        assert_eq!(registry.requests(blob.digest()).len(), 1);
+    }
+
+    // Held now: the manifest is asked for, nothing else is.
+    let before = registry.requests("blobs").len();
+    test.pull(&name).await.unwrap();
+    assert_eq!(registry.requests("manifests").len(), 7);
+    assert_eq!(registry.requests("blobs").len(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_last_caller_has_gone_the_download_stops_and_finished_layers_stay() {
+    let registry = Scripted::start().await;
+    let image = image();
+    registry.put("app:1", &image);
+    let big = image.layers[0].digest();
+    let gate = Arc::new(Semaphore::new(0));
+    registry.fail(big, 1, Fault::Pause(10, Arc::clone(&gate)));
+    let test = TestStore::with(&[&registry.host], "", |options| {
+        options.stall_timeout = std::time::Duration::from_secs(20);
+    });
+    let name = format!("{}/app:1", registry.host);
+    let pulls = [start(&test, &name), start(&test, &name)];
+    until("small layer is here", || test.layers().len() == 1).await;
+    until("big layer is under way", || registry.requests(big).len() == 1).await;
+    for pull in pulls {
+        pull.abort();
+    }
+    until("nothing is being made", || test.incoming().is_empty()).await;
+    gate.add_permits(1);
+    test.store.collect();
+    assert!(test.store.list().is_empty());
+    assert_eq!(test.layers().len(), 1, "a finished layer waits for the next try");
+
+    test.pull(&name).await.unwrap();
+    assert_eq!(registry.requests(image.layers[1].digest()).len(), 1);
+    assert_eq!(test.layers().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_share_the_layers_they_have_in_common_even_while_those_come() {
+    let registry = Scripted::start().await;
+    let common = tar_of(&[("common", &[1; 9000])]);
+    let one = TestImage::of(&[common.clone(), tar_of(&[("x", b"1")])]);
+    let two = TestImage::of(&[common, tar_of(&[("x", b"2")])]);
+    registry.put("one:1", &one);
+    registry.put("two:1", &two);
+    let gate = Arc::new(Semaphore::new(0));
+    registry.fail(one.layers[0].digest(), 1, Fault::Hold(Arc::clone(&gate)));
+    let test = TestStore::with(&[&registry.host], "", |options| {
+        options.stall_timeout = std::time::Duration::from_secs(20);
+    });
+    let pulls = ["one:1", "two:1"].map(|name| start(&test, &format!("{}/{name}", registry.host)));
+    until("both are at it", || test.layers().len() == 2).await;
+    gate.add_permits(1);
+    for pull in pulls {
+        pull.await.unwrap().unwrap();
+    }
+    assert_eq!(registry.requests(one.layers[0].digest()).len(), 1);
+    assert_eq!(test.layers().len(), 3);
+
+    // The one goes, what the other needs stays.
+    test.store.remove(&format!("{}/one:1", registry.host)).unwrap();
+    assert_eq!(test.layers().len(), 2);
+    let left = test.store.list();
+    assert_eq!(left[0].id.to_string(), two.id());
+    assert_eq!(test.read(&left[0], "common"), [1; 9000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_elses_failed_download_is_not_this_callers_failure() {
+    let (broken, good) = (Scripted::start().await, Scripted::start().await);
+    let image = image();
+    broken.put("app:1", &image);
+    good.put("app:1", &image);
+    let gate = Arc::new(Semaphore::new(0));
+    let big = image.layers[0].digest();
+    broken.fail(big, 1, Fault::Hold(Arc::clone(&gate)));
+    broken.fail(big, 9, Fault::Status(404));
+    let test = TestStore::with(&[&broken.host, &good.host], "", |options| {
+        options.stall_timeout = std::time::Duration::from_millis(800);
+    });
+    let first = start(&test, &format!("{}/app:1", broken.host));
+    until("the first is at it", || broken.requests(big).len() == 1).await;
+    let second = start(&test, &format!("{}/app:1", good.host));
+    until("the second has asked", || good.requests("manifests").len() == 1).await;
+    // The first's answer never comes; its next try is refused.
+    assert!(first.await.unwrap().is_err());
+    second.await.unwrap().unwrap();
+}
