@@ -54,6 +54,18 @@ fn secrets_are_marked_for_redaction() {
 /// The table's note on fields that must not be printed.
 const SECRET: &str = "secret: redact in logs";
 
+#[test]
+fn every_call_message_and_enum_says_what_it_is() {
+    let mut above = "";
+    for line in include_str!("../api.proto").lines() {
+        let kind = line.split_whitespace().next();
+        if matches!(kind, Some("service" | "rpc" | "message" | "enum")) {
+            assert!(above.trim_start().starts_with("// "), "{line}");
+        }
+        above = line;
+    }
+}
+
 fn table() -> BTreeSet<String> {
     let lines = TABLE.lines().skip(1).map(|line| line.trim_end_matches(SECRET));
     lines.map(|line| line.trim_end_matches('\t').to_owned()).collect()

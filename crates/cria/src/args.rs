@@ -1,11 +1,12 @@
 //! The command line. Every flag is a key of the configuration too (see `config`), and wins over it.
 
-use std::path::PathBuf;
+use std::path::{self, Path, PathBuf};
+use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
 use toml::Value;
 
-use crate::config::{AbsolutePath, CgroupDriver, LogFormat, LogLevel, Program, SocketPath};
+use crate::config::{AbsolutePath, CgroupDriver, LogFormat, LogLevel, Program, SocketPath, Unfit};
 
 /// Runs containers for the kubelet: serves the Kubernetes Container Runtime Interface on a unix
 /// socket. Without a subcommand the daemon runs in the foreground.
@@ -24,31 +25,31 @@ pub(crate) struct Args {
     pub(crate) config_dir: Option<PathBuf>,
 
     /// What outlives a reboot: images, root filesystems, records
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_parser = from_here::<AbsolutePath>)]
     pub(crate) root: Option<AbsolutePath>,
     /// What dies with a boot: sockets, pinned namespaces, exit records
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_parser = from_here::<AbsolutePath>)]
     pub(crate) run_dir: Option<AbsolutePath>,
     /// The unix socket that serves the CRI
-    #[arg(long, global = true, value_name = "SOCKET")]
+    #[arg(long, global = true, value_name = "SOCKET", value_parser = from_here::<SocketPath>)]
     pub(crate) listen: Option<SocketPath>,
     /// Where registries, their mirrors and their trust are configured
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_parser = from_here::<AbsolutePath>)]
     pub(crate) registries_conf: Option<AbsolutePath>,
     /// Where the pods' network namespaces are pinned
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_parser = from_here::<AbsolutePath>)]
     pub(crate) netns_dir: Option<AbsolutePath>,
     /// CNI network configurations
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_parser = from_here::<AbsolutePath>)]
     pub(crate) cni_conf_dir: Option<AbsolutePath>,
     /// CNI plugins; may be repeated, the first directory that has a plugin wins
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_parser = from_here::<AbsolutePath>)]
     pub(crate) cni_bin_dir: Vec<AbsolutePath>,
     /// The OCI runtime: a path, or a name in $PATH [default: crun if it works here, else runc]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", value_parser = program)]
     pub(crate) oci_runtime: Option<Program>,
     /// The monitor's executable [default: beside cria's own]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", value_parser = from_here::<AbsolutePath>)]
     pub(crate) monitor: Option<AbsolutePath>,
     /// Who owns the cgroup tree
     #[arg(long, global = true, value_name = "DRIVER")]
@@ -99,6 +100,17 @@ impl Args {
     }
 }
 
+/// A path as one types it, from the working directory. In a file it would have none to start from.
+fn from_here<T: FromStr<Err = Unfit>>(text: &str) -> Result<T, Unfit> {
+    let absolute = path::absolute(text).ok();
+    // An empty path has no absolute form, and is refused as it is.
+    absolute.as_deref().and_then(Path::to_str).unwrap_or(text).parse()
+}
+
+fn program(text: &str) -> Result<Program, Unfit> {
+    if text.contains('/') { from_here(text) } else { text.parse() }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -146,10 +158,20 @@ mod tests {
             ["cria", "--cgroup-driver", "sytemd"],
             ["cria", "--log-level", "loud"],
             ["cria", "--log-format", "xml"],
-            ["cria", "--oci-runtime", "bin/crun"],
+            ["cria", "--oci-runtime", ""],
             ["cria", "--root", ""],
         ] {
             assert!(Args::try_parse_from(line).is_err(), "{line:?}");
         }
+    }
+
+    #[test]
+    fn paths_may_be_relative_to_the_working_directory() {
+        let here = std::env::current_dir().unwrap();
+        let line = ["cria", "--root", "a", "--oci-runtime", "./crun", "--cni-bin-dir", "b/c"];
+        let args = Args::try_parse_from(line).unwrap();
+        assert_eq!(args.root.as_deref(), Some(&*here.join("a")));
+        assert_eq!(args.oci_runtime.unwrap().as_ref(), here.join("crun"));
+        assert_eq!(&*args.cni_bin_dir[0], here.join("b/c"));
     }
 }

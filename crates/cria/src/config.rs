@@ -6,6 +6,7 @@
 //! separately. `packaging/cria.toml` explains the same keys to administrators, and a test holds it
 //! to the defaults here.
 
+mod choices;
 mod load;
 mod unknown;
 mod values;
@@ -15,11 +16,11 @@ use std::num::{NonZeroU8, NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use choices::{CgroupDriver, LogFormat, LogLevel};
 pub(crate) use load::{ConfigError, Sources};
 pub(crate) use unknown::Warning;
 pub(crate) use values::{
-    AbsolutePath, Capability, CgroupDriver, LogFormat, LogLevel, PidsLimit, Program, Rlimit,
-    SocketPath, Timeout,
+    AbsolutePath, Capability, PidsLimit, Program, Rlimit, SocketPath, Timeout, Unfit,
 };
 
 use crate::args::Args;

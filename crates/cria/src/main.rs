@@ -147,3 +147,32 @@ fn filter(level: LogLevel) -> Targets {
     // A prefix: the daemon and its libraries are `cria` and `cria_...`.
     Targets::new().with_target("cria", ours).with_default(theirs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three of them: the release it is pinned to, and the two before.
+    #[test]
+    fn the_version_names_the_kubernetes_releases_it_serves() {
+        assert!(version().starts_with(concat!("cria ", env!("CARGO_PKG_VERSION"), ", for ")));
+        assert!(version().ends_with("for Kubernetes 1.35 to 1.37\n"), "{}", version());
+    }
+
+    #[test]
+    fn our_own_messages_are_filtered_apart_from_those_of_libraries() {
+        use tracing::Level;
+        for (level, target, message, shown) in [
+            (LogLevel::Info, "cria::daemon", Level::INFO, true),
+            (LogLevel::Info, "cria::daemon", Level::DEBUG, false),
+            (LogLevel::Debug, "cria_images::pull", Level::DEBUG, true),
+            (LogLevel::Debug, "h2::codec", Level::INFO, false),
+            (LogLevel::Info, "h2::codec", Level::WARN, true),
+            (LogLevel::Error, "h2::codec", Level::WARN, false),
+            (LogLevel::Trace, "h2::codec", Level::TRACE, true),
+        ] {
+            let found = filter(level).would_enable(target, &message);
+            assert_eq!(found, shown, "{level} {target} {message}");
+        }
+    }
+}

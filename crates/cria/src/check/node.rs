@@ -251,6 +251,14 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_example_is_a_network() {
+        let text = include_bytes!("../../../../packaging/cni/10-cria-bridge.conflist");
+        let (name, plugins) = parse_network(text).unwrap();
+        assert_eq!(name, "cria");
+        assert_eq!(plugins, ["bridge", "portmap", "bandwidth"]);
+    }
+
+    #[test]
     fn the_floor_of_oom_score_adj_can_be_written_and_what_is_below_cannot() {
         let floor = oom_score_adj_floor();
         let write =

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -353,61 +352,6 @@ pub(super) fn at_least_one<'de, D: Deserializer<'de>>(
     }
     Ok(directories)
 }
-
-/// Who owns the cgroup tree.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum CgroupDriver {
-    /// systemd makes a slice per pod and a scope per container, over D-Bus.
-    Systemd,
-    /// cria and the OCI runtime make the directories themselves.
-    Cgroupfs,
-    /// Systemd where it is PID 1, else cgroupfs.
-    #[default]
-    Auto,
-}
-
-/// The least important messages that are logged.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum LogLevel {
-    /// Someone must act.
-    Error,
-    /// And what goes on, degraded.
-    Warn,
-    /// And every operation that changed something.
-    #[default]
-    Info,
-    /// And every query.
-    Debug,
-    /// And what crosses the boundaries to other processes.
-    Trace,
-}
-
-/// How messages are written to stderr.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-/// The flags and the files spell these the same: by clap's names, which are serde's too.
-macro_rules! displayed_by_name {
-    ($($type:ty),+) => {$(
-        impl fmt::Display for $type {
-            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let value = self.to_possible_value().expect("no variant is skipped");
-                formatter.write_str(value.get_name())
-            }
-        }
-    )+};
-}
-
-displayed_by_name!(CgroupDriver, LogLevel, LogFormat);
 
 #[cfg(test)]
 #[path = "values_tests.rs"]

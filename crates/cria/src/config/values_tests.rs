@@ -117,16 +117,3 @@ fn a_limit_of_processes_is_a_number_above_zero_or_unlimited() {
         }
     }
 }
-
-#[test]
-fn names_are_spelled_alike_by_flags_and_files() {
-    fn check<T: ValueEnum + fmt::Display + for<'de> Deserialize<'de> + PartialEq + fmt::Debug>() {
-        for value in T::value_variants() {
-            let read: T = toml::Value::String(value.to_string()).try_into().unwrap();
-            assert_eq!(read, *value);
-        }
-    }
-    check::<CgroupDriver>();
-    check::<LogLevel>();
-    check::<LogFormat>();
-}

@@ -1,5 +1,6 @@
 //! Device nodes: those the request names, and all of the host's for a privileged container.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use fs_err as fs;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::SpecError;
-use crate::container::config::Device;
+use crate::container::config::{Device, SecurityContext};
 
 /// Every container has its own of these from the OCI runtime.
 const OWN: [&str; 2] = ["/dev/console", "/dev/ptmx"];
@@ -61,10 +62,10 @@ pub(crate) fn of_host(dev: &Path) -> Result<Vec<HostDevice>, SpecError> {
 
 /// What the device controller lets the container use, beside what every container may use, which
 /// the OCI runtime adds.
-pub(super) fn rules(devices: &[HostDevice], privileged: bool) -> Vec<LinuxDeviceCgroup> {
+pub(super) fn rules(devices: &[HostDevice], security: &SecurityContext) -> Vec<LinuxDeviceCgroup> {
     let mut everything = LinuxDeviceCgroup::default();
-    everything.set_allow(privileged).set_access(Some("rwm".to_owned()));
-    if privileged {
+    everything.set_allow(security.privileged).set_access(Some("rwm".to_owned()));
+    if security.privileged {
         return vec![everything];
     }
     let mut rules = vec![everything];
@@ -82,22 +83,20 @@ pub(super) fn rules(devices: &[HostDevice], privileged: bool) -> Vec<LinuxDevice
 
 /// One node for each path; the last wins.
 pub(super) fn nodes(devices: &[HostDevice]) -> Vec<LinuxDevice> {
-    let mut nodes: Vec<LinuxDevice> = Vec::with_capacity(devices.len());
-    for device in devices {
-        let mut node = LinuxDevice::default();
-        node.set_path(device.path.clone())
-            .set_typ(device.kind)
-            .set_major(device.major.into())
-            .set_minor(device.minor.into())
-            .set_file_mode(Some(device.mode))
-            .set_uid(Some(device.uid))
-            .set_gid(Some(device.gid));
-        match nodes.iter_mut().find(|known| known.path() == &device.path) {
-            Some(known) => *known = node,
-            None => nodes.push(node),
-        }
-    }
-    nodes
+    let by_path: BTreeMap<_, _> = devices.iter().map(|device| (&device.path, device)).collect();
+    by_path.into_values().map(to_spec).collect()
+}
+
+fn to_spec(device: &HostDevice) -> LinuxDevice {
+    let mut node = LinuxDevice::default();
+    node.set_path(device.path.clone())
+        .set_typ(device.kind)
+        .set_major(device.major.into())
+        .set_minor(device.minor.into())
+        .set_file_mode(Some(device.mode))
+        .set_uid(Some(device.uid))
+        .set_gid(Some(device.gid));
+    node
 }
 
 struct Walk<'a> {
@@ -268,7 +267,10 @@ mod tests {
     fn all_is_denied_but_what_is_asked_for_unless_privileged() {
         let dev = dev();
         let devices = look_up(&[device(&dev.path().join("a"), "/dev/x", "r")]).unwrap();
-        let json = |privileged| serde_json::to_value(rules(&devices, privileged)).unwrap();
+        let json = |privileged| {
+            let security = SecurityContext { privileged, ..Default::default() };
+            serde_json::to_value(rules(&devices, &security)).unwrap()
+        };
         let rule = serde_json::json!(
             {"allow": true, "type": "b", "major": 7, "minor": 1, "access": "r"}
         );

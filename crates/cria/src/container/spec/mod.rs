@@ -121,7 +121,7 @@ fn empty<T: DeserializeOwned>(required: &str) -> T {
 
 fn linux(request: &SpecRequest<'_>, seccomp: Option<LinuxSeccomp>) -> Linux {
     let security = &request.config.security;
-    let rules = devices::rules(request.devices, security.privileged);
+    let rules = devices::rules(request.devices, security);
     let mut linux = empty::<Linux>("{}");
     linux
         .set_resources(Some(resources::for_create(&request.config.resources, rules, request.node)))

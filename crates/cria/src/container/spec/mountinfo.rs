@@ -103,6 +103,16 @@ garbage
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn a_mount_point_of_any_name_is_read_as_it_is(name: Vec<u8>) {
+            let escaped: String = name.iter().map(|byte| format!("\\{byte:03o}")).collect();
+            assert_eq!(unescaped(escaped.as_bytes()), name);
+            let plain: Vec<u8> = name.into_iter().filter(|&byte| byte != b'\\').collect();
+            assert_eq!(unescaped(&plain), plain);
+        }
+    }
+
     #[test]
     fn a_node_has_its_own_mount_table() {
         assert!(MountTable::read().unwrap().of(Path::new("/proc/self")).is_some());

@@ -1,12 +1,16 @@
 //! The container's process: what is run, as whom, with which environment and rights. Pure.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
+
 use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::{Process, User as SpecUser};
 
 use super::{SpecError, SpecRequest, capabilities, resources};
 use crate::container::config::{ContainerConfig, SeccompProfile, SelinuxOptions};
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const UMASK: u32 = 0o022;
 
 pub(super) fn build(request: &SpecRequest<'_>) -> Result<Process, SpecError> {
@@ -80,34 +84,41 @@ fn args(config: &ContainerConfig, image: Option<&ImageConfig>) -> Result<Vec<Str
 }
 
 /// Made by the OCI runtime, if it is not there.
-fn cwd(config: &ContainerConfig, image: Option<&ImageConfig>) -> std::path::PathBuf {
+fn cwd(config: &ContainerConfig, image: Option<&ImageConfig>) -> PathBuf {
     let of_image = image.and_then(|image| image.working_dir().as_deref()).unwrap_or_default();
     let asked = if config.working_dir.is_empty() { of_image } else { &config.working_dir };
-    std::path::Path::new("/").join(asked)
+    Path::new("/").join(asked)
 }
 
 /// The defaults, the image's, the request's: a later one takes the place of an earlier one of the
-/// same name. An entry of the image without a value sets nothing.
+/// same name. An entry of the image without a name or a value
+/// sets nothing.
 fn env(request: &SpecRequest<'_>, image: Option<&ImageConfig>) -> Result<Vec<String>, SpecError> {
     let config = request.config;
-    let mut env = vec![("PATH", PATH)];
+    let mut env = vec![("PATH", DEFAULT_PATH)];
     if config.tty {
         env.push(("TERM", "xterm"));
     }
     env.push(("HOSTNAME", request.hostname));
     let of_image = image.and_then(|image| image.env().as_deref()).unwrap_or_default();
-    env.extend(of_image.iter().filter_map(|entry| entry.split_once('=')));
+    let of_image = of_image.iter().filter_map(|entry| entry.split_once('='));
+    env.extend(of_image.filter(|(name, _)| !name.is_empty()));
     env.extend(config.envs.iter().map(|(name, value)| (&**name, &**value)));
 
+    // By name: service links can make this tens of thousands.
     let mut unique: Vec<(&str, &str)> = Vec::with_capacity(env.len() + 1);
+    let mut places: HashMap<&str, usize> = HashMap::with_capacity(env.len());
     for (name, value) in env {
         check_env(name, value)?;
-        match unique.iter_mut().find(|(known, _)| *known == name) {
-            Some(known) => known.1 = value,
-            None => unique.push((name, value)),
+        match places.entry(name) {
+            Entry::Occupied(place) => unique[*place.get()].1 = value,
+            Entry::Vacant(place) => {
+                place.insert(unique.len());
+                unique.push((name, value));
+            }
         }
     }
-    if unique.iter().all(|(name, _)| *name != "HOME") {
+    if !places.contains_key("HOME") {
         unique.push(("HOME", &request.user.home));
     }
     Ok(unique.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
@@ -242,10 +253,10 @@ mod tests {
 
     #[test]
     fn the_environment_is_made_of_defaults_image_and_request_in_this_order() {
-        let path = format!("PATH={PATH}");
+        let path = format!("PATH={DEFAULT_PATH}");
         let defaults = [&path, "HOSTNAME=host-of-pod", "HOME=/root"];
         assert_eq!(env_of(&[], &[], |_| {}).unwrap(), defaults);
-        let of_image = ["A=1", "B=2=3", "novalue", "EMPTY=", "PATH=/img", "HOME=/img"];
+        let of_image = ["A=1", "B=2=3", "novalue", "=noname", "EMPTY=", "PATH=/img", "HOME=/img"];
         let asked = [("B", "asked"), ("PATH", "/asked"), ("C", "x=y"), ("C", "last"), ("a b", "")];
         assert_eq!(
             env_of(&of_image, &asked, |_| {}).unwrap(),

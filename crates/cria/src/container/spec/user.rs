@@ -39,12 +39,12 @@ pub(crate) fn look_up(
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(root, flags, Mode::empty())
         .map_err(|error| SpecError::io("open the root file system")(error.into()))?;
-    let accounts = Accounts { passwd: read(&root, PASSWD)?, group: read(&root, GROUP)? };
-    accounts.find(security, image_user)
+    let passwd = read(&root, PASSWD, "read the image's /etc/passwd")?;
+    let group = read(&root, GROUP, "read the image's /etc/group")?;
+    Accounts { passwd, group }.find(security, image_user)
 }
 
 /// The text of the image's two files; empty for one that is not there.
-#[derive(Default)]
 struct Accounts {
     passwd: String,
     group: String,
@@ -213,20 +213,20 @@ fn group_entry(line: &str) -> Option<GroupEntry<'_>> {
 }
 
 /// Symbolic links lead back into the image; not waiting on whatever is no file.
-fn read(root: &OwnedFd, path: &str) -> Result<String, SpecError> {
+fn read(root: &OwnedFd, path: &str, action: &'static str) -> Result<String, SpecError> {
     let file = match open(root, path) {
         Ok(file) => file,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
-        Err(error) => return Err(SpecError::image(format!("open /{path}: {error}"))),
+        Err(error) => return Err(SpecError::io(action)(error.into())),
     };
-    let failed = |error: std::io::Error| SpecError::image(format!("read /{path}: {error}"));
-    let stat = fstat(&file).map_err(|error| failed(error.into()))?;
+    let stat = fstat(&file).map_err(|error| SpecError::io(action)(error.into()))?;
     if !FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err(SpecError::image(format!("/{path} is not a file")));
     }
     let mut bytes = Vec::new();
-    std::fs::File::from(file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_BYTES) {
+    let mut limited = std::fs::File::from(file).take(MAX_BYTES + 1);
+    limited.read_to_end(&mut bytes).map_err(SpecError::io(action))?;
+    if limited.limit() == 0 {
         return Err(SpecError::image(format!("/{path} is larger than {MAX_BYTES} bytes")));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -270,6 +270,21 @@ bad:x:many:app
 
     fn accounts() -> Accounts {
         Accounts { passwd: PASSWD_TEXT.into(), group: GROUP_TEXT.into() }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_file_of_an_image_is_too_odd(
+            passwd in "([a-z0-9:\n]|.){0,80}",
+            group in "([a-z0-9:,\n]|.){0,80}",
+            image_user in "[a-z0-9:]{0,6}|.{0,9}",
+        ) {
+            let accounts = Accounts { passwd, group };
+            if let Ok(user) = accounts.find(&SecurityContext::default(), &image_user) {
+                assert_eq!(user.additional_gids.first(), Some(&user.gid));
+                assert_ne!(user.home, "");
+            }
+        }
     }
 
     struct Ask {

@@ -143,10 +143,13 @@ impl Bundle {
 
 impl Drop for Bundle {
     fn drop(&mut self) {
-        // Succeeds only if a failure left the container behind.
+        // There is something to do only if a failure left it behind.
+        let delete = r#"
+            "$3" --root "$1/state" delete --force "$2" || true
+            rmdir /sys/fs/cgroup/*/"$2"
+        "#;
         for runtime in RUNTIMES {
-            let delete = format!(r#"{HIDE_V2}; "$3" --root "$1/state" delete --force "$2""#);
-            drop(self.shell(runtime, &delete));
+            drop(self.shell(runtime, &format!("{HIDE_V2}\n{delete}")));
         }
     }
 }
