@@ -8,16 +8,15 @@ use std::sync::Arc;
 use cria_images::Store;
 use oci_spec::runtime::{Arch, LinuxSeccomp};
 
-use crate::cgroup::{Driver, Hierarchy};
+use crate::cgroup::{Driver, Hierarchy, Version};
 use crate::cni::Cni;
 use crate::config::{CgroupDriver, Config, PidsLimit};
 use crate::container::config::SeccompProfile;
-use crate::container::spec::node::{NodeFacts, NodeSettings};
+use crate::container::spec::node::{CgroupFacts, CgroupVersion, NodeFacts, NodeSettings};
 use crate::container::spec::rlimits::Rlimit;
 use crate::container::spec::seccomp;
 use crate::container::spec::seccomp::file::{self, Subject};
 use crate::error::Error;
-use crate::id::ContainerId;
 use crate::oci::OciRuntime;
 use crate::paths::Paths;
 
@@ -72,11 +71,6 @@ impl Node {
             (SeccompProfile::Localhost(path), _) => from_file(path.as_ref()),
         }
     }
-
-    /// As the OCI runtime takes it.
-    pub(crate) fn cgroups_path(&self, parent: &str, id: &ContainerId) -> String {
-        self.cgroups.oci_path(self.cgroup_driver, parent, id.as_str())
-    }
 }
 
 pub(crate) fn boot_id() -> io::Result<String> {
@@ -88,8 +82,7 @@ pub(crate) fn cgroup_driver(config: &Config) -> Driver {
     match config.runtime.cgroup_driver {
         CgroupDriver::Systemd => Driver::Systemd,
         CgroupDriver::Cgroupfs => Driver::Cgroupfs,
-        CgroupDriver::Auto if Path::new("/run/systemd/system").exists() => Driver::Systemd,
-        CgroupDriver::Auto => Driver::Cgroupfs,
+        CgroupDriver::Auto => Driver::probe(),
     }
 }
 
@@ -107,12 +100,23 @@ pub(crate) fn facts(
     let own_dirs = [&paths.root, &paths.run, &paths.netns];
     let own_dirs = own_dirs.iter().map(fs_err::canonicalize).collect::<Result<_, _>>()?;
     Ok(NodeFacts::look_up(NodeSettings {
-        cgroups: cgroups.facts(),
+        cgroups: cgroup_facts(cgroups),
         nofile: Rlimit { soft: nofile.soft(), hard: nofile.hard() },
         pids_limit,
         recursive_read_only: oci.features.recursive_read_only(),
         own_dirs,
     })?)
+}
+
+fn cgroup_facts(cgroups: &Hierarchy) -> CgroupFacts {
+    CgroupFacts {
+        version: match cgroups.version() {
+            Version::V1 => CgroupVersion::V1,
+            Version::V2 => CgroupVersion::V2,
+        },
+        swap: cgroups.accounts_swap(),
+        hugetlb: cgroups.controllers().iter().any(|name| name == "hugetlb"),
+    }
 }
 
 /// The capabilities that this kernel knows and this process lacks.

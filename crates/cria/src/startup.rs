@@ -116,7 +116,7 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
         deadline: config.network.cni_timeout.get(),
         mark,
     });
-    let monitor_cgroups = Vec::new();
+    let monitor_cgroups = cgroups.monitors().context("cannot make the monitors' cgroup")?;
     let node = Node {
         config,
         paths,

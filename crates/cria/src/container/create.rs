@@ -64,9 +64,10 @@ impl PidNamespaceFile {
 /// failure: the container is kept, and StartContainer will say why.
 pub(crate) async fn create(node: Arc<Node>, creation: Creation) -> Result<Arc<Container>, Error> {
     let id = ContainerId::random().map_err(|error| Error::io("draw a container id", error))?;
+    let cgroup = creation.sandbox.cgroup.container(&id).path;
     let made = make(&node, &id, creation).await;
     if made.is_err()
-        && let Err(error) = clean(&node, &id).await
+        && let Err(error) = clean(&node, &id, Some(cgroup)).await
     {
         let error = crate::error::chain(&error);
         tracing::warn!(container = %id, error, "cannot undo a failed creation");
@@ -110,7 +111,7 @@ fn new_record(node: &Node, id: &ContainerId, creation: &Creation) -> Record {
         stop_signal: stop_signal(config, image),
         init_pid: 0,
         init_start_time: 0,
-        cgroup_parent: sandbox.config.cgroup_parent.clone(),
+        cgroup: sandbox.cgroup.container(id).path,
         own_pid_namespace: config.security.namespaces.pid == NamespaceMode::Container,
         state: State::Created { broken: None },
         resources: config.resources.clone(),
@@ -194,7 +195,7 @@ impl Bundle {
             true => spec::devices::of_host("/dev".as_ref())?,
             false => spec::devices::look_up(&config.devices)?,
         };
-        let cgroups_path = node.cgroups_path(&sandbox.config.cgroup_parent, &self.id);
+        let cgroups_path = sandbox.cgroup.container(&self.id).oci;
         let spec = spec::build(SpecRequest {
             sandbox_id: &sandbox.id,
             sandbox: &sandbox.config,
@@ -261,7 +262,7 @@ pub(super) fn order(node: &Node, record: &Record) -> Result<Create, SpecError> {
         terminal: record.config.tty,
         stdin: record.config.stdin,
         stdin_once: record.config.stdin_once,
-        cgroup: node.cgroups.monitored(node.cgroup_driver, &record.cgroup_parent, record.id.as_str()),
+        cgroup: node.cgroups.for_monitor(&record.cgroup),
         own_pid_namespace: record.own_pid_namespace,
         oom_score_adj: spec::resources::oom_score_adj(&record.resources, &node.facts)?,
         join_cgroups: node.monitor_cgroups.clone(),

@@ -31,6 +31,7 @@ use remove::clean;
 pub(crate) use remove::{discard, is_alive, remove_tree};
 pub(crate) use supervise::recover;
 
+use crate::cgroup::CgroupPath;
 use crate::checkpoint::Checkpoint;
 use crate::id::{ContainerId, SandboxId};
 use crate::monitor::Monitor;
@@ -65,8 +66,7 @@ pub(crate) struct Record {
     pub(crate) init_pid: i32,
     #[serde(default)]
     pub(crate) init_start_time: u64,
-    /// Of the pod, as the kubelet named it.
-    pub(crate) cgroup_parent: String,
+    pub(crate) cgroup: CgroupPath,
     /// Whether init's end ends every process of the container.
     pub(crate) own_pid_namespace: bool,
     pub(crate) state: State,

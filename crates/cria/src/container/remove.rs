@@ -9,6 +9,7 @@ use cria_monitor::protocol::{Phase, Request};
 use tokio::task::spawn_blocking;
 
 use super::Container;
+use crate::cgroup::CgroupPath;
 use crate::error::Error;
 use crate::id::ContainerId;
 use crate::monitor::{Monitor, MonitorError, News};
@@ -18,6 +19,9 @@ use crate::node::Node;
 /// Ending a container includes the OCI runtime's `delete`.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
 
+/// What is left in a container's cgroup gets to end.
+const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
+
 const STATE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Container {
@@ -26,10 +30,11 @@ impl Container {
         let (container, node) = (Arc::clone(self), Arc::clone(node));
         tokio::spawn(async move {
             let _alone = container.lifecycle.lock().await;
+            let cgroup = container.record.get().cgroup.clone();
             container.note_removing().await;
             container.stop(Duration::ZERO).await?;
             container.release().await;
-            clean(&node, &container.id).await?;
+            clean(&node, &container.id, Some(cgroup)).await?;
             container.held().lease = None;
             Ok(())
         })
@@ -56,7 +61,7 @@ pub(crate) async fn discard(node: &Arc<Node>, id: &ContainerId) -> Result<(), Er
         }
         while let Some(News::Event(_)) = news.recv().await {}
     }
-    clean(node, id).await
+    clean(node, id, None).await
 }
 
 /// Whether a monitor answers for a container that has not ended.
@@ -68,13 +73,18 @@ pub(crate) async fn is_alive(node: &Node, id: &ContainerId) -> bool {
 
 /// Removes whatever there is of a container: its OCI runtime state, cgroup, mounts and files, the
 /// record last. Every step can be repeated; a failure leaves the record, so that it will be.
-pub(crate) async fn clean(node: &Arc<Node>, id: &ContainerId) -> Result<(), Error> {
+/// Without a cgroup's name all cgroups are searched for the container's.
+pub(super) async fn clean(
+    node: &Arc<Node>,
+    id: &ContainerId,
+    cgroup: Option<CgroupPath>,
+) -> Result<(), Error> {
     if node.oci.knows(id) {
         let deleted = node.oci.delete(id).await;
         deleted.map_err(|error| Error::internal(format!("delete container {id}"), error))?;
     }
     let (node, id) = (Arc::clone(node), id.clone());
-    let cleaned = spawn_blocking(move || clean_files(&node, &id).map_err(|error| (id, error)));
+    let cleaned = spawn_blocking(move || clean_files(&node, &id, cgroup.as_ref()).map_err(|error| (id, error)));
     match cleaned.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err((id, error))) => Err(Error::io(format!("remove container {id}"), error)),
@@ -82,8 +92,12 @@ pub(crate) async fn clean(node: &Arc<Node>, id: &ContainerId) -> Result<(), Erro
     }
 }
 
-fn clean_files(node: &Node, id: &ContainerId) -> io::Result<()> {
-    node.cgroups.remove_container(id.as_str())?;
+fn clean_files(node: &Node, id: &ContainerId, cgroup: Option<&CgroupPath>) -> io::Result<()> {
+    match cgroup {
+        Some(cgroup) => node.cgroups.remove(cgroup, CGROUP_DEADLINE),
+        None => node.cgroups.remove_container_cgroups([id], CGROUP_DEADLINE).map(drop),
+    }
+    .map_err(io::Error::other)?;
     mounts::detach(&node.paths.rootfs(id))?;
     remove_tree(&node.paths.container_run(id))?;
     remove_tree(&node.paths.container(id))

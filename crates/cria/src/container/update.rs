@@ -9,6 +9,7 @@ use super::Container;
 use super::config::Resources;
 use super::spec::resources;
 use super::state::State;
+use crate::cgroup::Version;
 use crate::error::Error;
 use crate::node::Node;
 
@@ -53,10 +54,14 @@ impl Container {
 
     /// What no OCI runtime's `update` takes.
     fn write_unified(&self, node: &Node, update: &Resources) -> Result<(), Error> {
-        let parent = self.record.get().cgroup_parent.clone();
-        node.cgroups
-            .write_unified(&parent, self.id.as_str(), &update.unified)
-            .map_err(|error| Error::io(format!("update the cgroup of container {}", self.id), error))
+        // On v1 there is no such file; the kubelet sends some all the same.
+        if node.cgroups.version() == Version::V1 {
+            return Ok(());
+        }
+        let cgroup = self.record.get().cgroup.clone();
+        node.cgroups.write_unified(&cgroup, &update.unified).map_err(|error| {
+            Error::internal(format!("update the cgroup of container {}", self.id), error)
+        })
     }
 
     /// Opens the log anew, at the same path. A container that does not run gets no new file.

@@ -8,6 +8,7 @@ use tokio::task::spawn_blocking;
 use super::config::{NamespaceMode, SandboxConfig};
 use super::state::State;
 use super::{Network, PodInit, Record, Sandbox, namespaces};
+use crate::cgroup::Parent;
 use crate::checkpoint::Checkpoint;
 use crate::clock;
 use crate::cni::Attachment;
@@ -20,7 +21,7 @@ pub(crate) async fn create(
     node: Arc<Node>,
     config: Arc<SandboxConfig>,
 ) -> Result<Arc<Sandbox>, Error> {
-    check(&node, &config)?;
+    check(&config)?;
     let id = SandboxId::random().map_err(|error| Error::io("draw a sandbox id", error))?;
     let network = intended_network(&node, &id, &config).await?;
     let sandbox = Arc::new(begin(&node, id, config, network).await?);
@@ -41,7 +42,7 @@ pub(crate) async fn create(
 }
 
 /// Refuses what could never be made, before anything is.
-fn check(node: &Node, config: &SandboxConfig) -> Result<(), Error> {
+fn check(config: &SandboxConfig) -> Result<(), Error> {
     let asked = &config.security.namespaces;
     for (field, mode) in [("network", asked.network), ("ipc", asked.ipc)] {
         if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
@@ -55,10 +56,7 @@ fn check(node: &Node, config: &SandboxConfig) -> Result<(), Error> {
     if config.hostname.len() > 64 {
         return Err(Error::invalid("hostname", "it is longer than 64 bytes"));
     }
-    check_sysctls(config)?;
-    node.cgroups
-        .check_parent(node.cgroup_driver, &config.cgroup_parent)
-        .map_err(|reason| Error::invalid("linux.cgroup_parent", reason.to_string()))
+    check_sysctls(config)
 }
 
 /// A sysctl of a namespace that is the node's would change the node.
@@ -98,6 +96,8 @@ async fn begin(
     network: Option<Network>,
 ) -> Result<Sandbox, Error> {
     let failed = |error| Error::io(format!("write the record of pod sandbox {id}"), error);
+    let cgroup = Parent::new(node.cgroup_driver, &config.cgroup_parent, &id)
+        .map_err(|error| Error::invalid("linux.cgroup_parent", error.to_string()))?;
     for directory in [node.paths.sandbox(&id), node.paths.sandbox_run(&id)] {
         fs_err::create_dir_all(directory).map_err(failed)?;
     }
@@ -106,6 +106,7 @@ async fn begin(
         id: id.clone(),
         config,
         created_at_ns: clock::now_ns(),
+        cgroup,
         boot_id: node.boot_id.clone(),
         complete: false,
         state: State::Ready,

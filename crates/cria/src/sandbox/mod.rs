@@ -26,6 +26,7 @@ pub(crate) use init::PodInit;
 pub(crate) use network::Network;
 pub(crate) use teardown::discard;
 
+use crate::cgroup::Parent;
 use crate::checkpoint::Checkpoint;
 use crate::id::SandboxId;
 use crate::paths::Paths;
@@ -39,6 +40,8 @@ pub(crate) struct Record {
     pub(crate) id: SandboxId,
     pub(crate) config: Arc<SandboxConfig>,
     pub(crate) created_at_ns: i64,
+    /// Where its containers' cgroups are.
+    pub(crate) cgroup: Parent,
     /// The boot in which its namespaces were made.
     pub(crate) boot_id: String,
     /// False until RunPodSandbox has done all of it: such a record is undone at the next start.
@@ -58,6 +61,7 @@ pub(crate) struct Sandbox {
     pub(crate) id: SandboxId,
     pub(crate) config: Arc<SandboxConfig>,
     pub(crate) created_at_ns: i64,
+    pub(crate) cgroup: Parent,
     pub(crate) record: Checkpoint<Record>,
     /// One operation at a time takes the sandbox apart.
     teardown: Mutex<()>,
@@ -66,11 +70,8 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     /// A sandbox whose record was read, or has just been written.
     pub(crate) fn of(record: Checkpoint<Record>) -> Self {
-        let (id, config, created_at_ns) = {
-            let record = record.get();
-            (record.id.clone(), Arc::clone(&record.config), record.created_at_ns)
-        };
-        Self { id, config, created_at_ns, record, teardown: Mutex::new(()) }
+        let Record { id, config, created_at_ns, cgroup, .. } = record.get().clone();
+        Self { id, config, created_at_ns, cgroup, record, teardown: Mutex::new(()) }
     }
 
     pub(crate) fn state(&self) -> State {

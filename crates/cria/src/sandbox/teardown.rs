@@ -2,6 +2,7 @@
 //! containers are the caller's business, and come first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 
@@ -13,6 +14,9 @@ use crate::container::remove_tree;
 use crate::error::Error;
 use crate::id::SandboxId;
 use crate::node::Node;
+
+/// What is left in the cgroup of a pod that cria made it for gets to end.
+const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Clears a sandbox away of which nothing is known but the id.
 pub(crate) async fn discard(node: &Arc<Node>, id: &SandboxId) -> Result<(), Error> {
@@ -88,8 +92,11 @@ impl Sandbox {
     /// Leaves nothing; the record goes last.
     pub(crate) async fn clean(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
         self.take_down(node).await?;
-        self.blocking(node, "remove the files", |node, id, config| {
-            node.cgroups.remove_own_parent(&config.cgroup_parent, id.as_str())?;
+        let cgroup = self.cgroup.to_remove().cloned();
+        self.blocking(node, "remove the files", move |node, id, _| {
+            if let Some(cgroup) = cgroup {
+                node.cgroups.remove(&cgroup, CGROUP_DEADLINE).map_err(std::io::Error::other)?;
+            }
             remove_tree(&node.paths.sandbox_run(id))?;
             remove_tree(&node.paths.sandbox(id))
         })
