@@ -81,7 +81,8 @@ fn send_datagram<'a>(
     }
 }
 
-fn receive_datagram(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
+/// Receives the bytes and descriptors of one `recvmsg`, whatever they mean; `None` at the end.
+pub fn receive_datagram(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
     let mut bytes = vec![0; INLINE_BYTES];
     let mut control = cmsg_space!([RawFd; MOST_FDS]);
     let mut fds = vec![];

@@ -1,0 +1,102 @@
+//! The `container` role: stands beside one container from its creation until the daemon has taken
+//! note of its end. It is the parent of the container's processes, writes their log, and records
+//! their exit; it waits neither for the daemon nor for a disk.
+
+mod cgroup;
+mod connection;
+mod exec;
+mod init;
+mod oci;
+mod output;
+mod requests;
+mod run;
+mod state;
+mod stdio;
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use cria_monitor::protocol::{Create, FromMonitor, Reply, Request};
+use cria_monitor::socket;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::SigSet;
+use nix::sys::stat::{Mode, umask};
+
+use crate::sys;
+
+pub(crate) fn main() -> ExitCode {
+    let daemon = match detach() {
+        Ok(daemon) => daemon,
+        Err(_) => return ExitCode::FAILURE,
+    };
+    // A daemon that died before it said anything wants no container.
+    let Ok(Some(packet)) = socket::receive(daemon.as_fd()) else { return ExitCode::SUCCESS };
+    let (sequence, request) = match Request::decode(packet) {
+        Ok(message) => message,
+        Err(error) => {
+            refuse(&daemon, error.sequence().unwrap_or(0), requests::unsupported(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = match request {
+        Request::Create(container) => {
+            enter(&container).and_then(|()| run::create(*container, &daemon, sequence))
+        }
+        Request::Adopt(adopt) => {
+            enter(&adopt.container).and_then(|()| run::adopt(*adopt, &daemon, sequence))
+        }
+        other => Err(io::Error::other(format!("{other:?} cannot be the first request"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            refuse(&daemon, sequence, oci::system("start the monitor", &error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Cuts every tie to the process that started us but its socket.
+fn detach() -> io::Result<OwnedFd> {
+    sys::close_inherited()?;
+    let daemon = io::stdin().as_fd().try_clone_to_owned()?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    // Not possible for, and not needed by, one that leads its process group already.
+    let _ = nix::unistd::setsid();
+    // Blocked, nothing but SIGKILL ends a monitor; SIGCHLD is read from a descriptor.
+    SigSet::all().thread_set_mask()?;
+    umask(Mode::from_bits_truncate(0o027));
+    nix::sys::prctl::set_child_subreaper(true)?;
+    for lowest in ["-1000", "-999"] {
+        let file = OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
+        if file.and_then(|mut file| file.write_all(lowest.as_bytes())).is_ok() {
+            break;
+        }
+    }
+    Ok(daemon)
+}
+
+/// Moves into the monitors' cgroup and into the container's run directory.
+fn enter(container: &Create) -> io::Result<()> {
+    for procs in &container.join_cgroups {
+        cgroup::join(procs)?;
+    }
+    std::env::set_current_dir(&container.run_dir)
+}
+
+fn refuse(daemon: &OwnedFd, sequence: u32, failure: cria_monitor::protocol::Failure) {
+    let reply = FromMonitor::Reply(sequence, Reply::Failed(failure));
+    // A daemon that is gone needs no answer.
+    let _ = socket::send(daemon.as_fd(), &reply.encode());
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! Processes run in the container beside its init. Their bytes never come here: the daemon makes
+//! the pipes, and the OCI runtime gets the other ends.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Instant;
+
+use cria_monitor::exit::Status;
+use cria_monitor::protocol::{Event as Told, Exec, Failure, FailureKind, Reply, SignalScope};
+
+use super::cgroup;
+use super::connection::Asker;
+use super::oci::{self, Call};
+use super::requests::Purpose;
+use super::run::{Monitor, Source};
+use super::state::Phase;
+use super::stdio::{Console, path_for_child};
+use crate::sys::{self, Wait};
+
+/// One that the OCI runtime is starting.
+pub(super) struct PendingExec {
+    exec: u64,
+    asker: Asker,
+    pid_file: PathBuf,
+    console: Option<Console>,
+    deadline: Option<Instant>,
+    dies_with_connection: bool,
+    /// The OCI runtime reads it by our path.
+    _process: OwnedFd,
+}
+
+pub(super) struct RunningExec {
+    serial: u32,
+    exec: u64,
+    pub(super) pid: i32,
+    pidfd: OwnedFd,
+    connection: u32,
+    deadline: Option<Instant>,
+    timed_out: bool,
+    dies_with_connection: bool,
+}
+
+impl RunningExec {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadline.filter(|_| !self.timed_out)
+    }
+}
+
+impl Monitor {
+    pub(super) fn run_exec(&mut self, asker: Asker, exec: Exec) {
+        if self.state.phase != Phase::Running || self.state.releasing {
+            let message = "the container is not running".to_owned();
+            let failure = Failure { kind: FailureKind::WrongPhase, message };
+            return self.reply(asker, Reply::Failed(failure));
+        }
+        let serial = self.next_serial();
+        match self.spawn_exec(serial, asker, exec) {
+            Ok((pending, call)) => self.watch_call(serial, Purpose::Exec(pending), call),
+            Err(error) => {
+                let failure = oci::system("run the OCI runtime", &error);
+                self.reply(asker, Reply::Failed(failure));
+            }
+        }
+    }
+
+    fn spawn_exec(
+        &mut self,
+        serial: u32,
+        asker: Asker,
+        exec: Exec,
+    ) -> io::Result<(PendingExec, Call)> {
+        let deadline = exec.timeout.map(|timeout| Instant::now() + timeout);
+        let caller = self.caller(serial);
+        let pid_file = caller.pid_file();
+        let mut command = caller.command("exec");
+        command.arg("--process").arg(path_for_child(&exec.process));
+        command.arg("--pid-file").arg(&pid_file).arg("--detach");
+        let console = match exec.terminal {
+            true => Some(Console::listen(format!("console-{serial}"))?),
+            false => None,
+        };
+        let mut call = if let Some(console) = &console {
+            command.arg("--console-socket").arg(console.path()).arg(&self.container.id);
+            caller.start_listening(command)?
+        } else {
+            let stdio = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
+            command.stdin(stdio(exec.stdin));
+            command.stdout(stdio(exec.stdout)).stderr(stdio(exec.stderr));
+            command.arg(&self.container.id);
+            caller.start(command)?
+        };
+        // Whoever gave it a second does not wait for a runtime that takes a minute.
+        call.deadline = deadline.map_or(call.deadline, |deadline| deadline.min(call.deadline));
+        let pending = PendingExec {
+            exec: exec.exec,
+            asker,
+            pid_file,
+            console,
+            deadline,
+            dies_with_connection: exec.dies_with_connection,
+            _process: exec.process,
+        };
+        Ok((pending, call))
+    }
+
+    /// The OCI runtime has returned: the exec is our child now, perhaps a zombie already.
+    pub(super) fn exec_call_ended(&mut self, pending: PendingExec, call: Call) {
+        let result = call.finish(String::new);
+        let pid = oci::take_pid(&pending.pid_file);
+        let asker = pending.asker;
+        let reply = match (result, pid) {
+            (Ok(()), Some(pid)) => match self.take_exec(pending, pid) {
+                Ok(terminal) => Reply::ExecStarted { pid, terminal },
+                Err(error) => Reply::Failed(oci::system("take over the process", &error)),
+            },
+            (Ok(()), None) => {
+                let error = io::ErrorKind::NotFound.into();
+                Reply::Failed(oci::system("read the OCI runtime's pid file", &error))
+            }
+            (Err(failure), pid) => {
+                if let Some(pid) = pid {
+                    cgroup::kill_session(&self.container.cgroup, pid);
+                }
+                Reply::Failed(failure)
+            }
+        };
+        self.reply(asker, reply);
+        if self.connections.iter().all(|found| found.serial != asker.connection) {
+            self.end_execs_of(asker.connection);
+        }
+        self.look_at_execs();
+    }
+
+    fn take_exec(&mut self, pending: PendingExec, pid: i32) -> io::Result<Option<OwnedFd>> {
+        let terminal = pending.console.map(Console::receive).transpose();
+        let terminal = terminal.inspect_err(|_| {
+            cgroup::kill_session(&self.container.cgroup, pid);
+        })?;
+        let pidfd = sys::pidfd_open(pid)?;
+        let serial = self.next_serial();
+        self.watch(pidfd.as_fd(), Source::Exec(serial))?;
+        self.execs.push(RunningExec {
+            serial,
+            exec: pending.exec,
+            pid,
+            pidfd,
+            connection: pending.asker.connection,
+            deadline: pending.deadline,
+            timed_out: false,
+            dies_with_connection: pending.dies_with_connection,
+        });
+        Ok(terminal)
+    }
+
+    /// A process that ended before its start was answered: its end is told after that answer.
+    fn look_at_execs(&mut self) {
+        let serials: Vec<u32> = self.execs.iter().map(|exec| exec.serial).collect();
+        for serial in serials {
+            self.exec_ended(serial);
+        }
+    }
+
+    pub(super) fn exec_ended(&mut self, serial: u32) {
+        let Some(at) = self.execs.iter().position(|exec| exec.serial == serial) else { return };
+        let status = match sys::wait(Some(self.execs[at].pid), Wait::Reap) {
+            Ok(Some((_, status))) => status,
+            Ok(None) => return,
+            Err(_) => Status::Unknown,
+        };
+        let exec = self.execs.swap_remove(at);
+        self.unwatch(exec.pidfd.as_fd());
+        let told = Told::ExecExited { exec: exec.exec, status, timed_out: exec.timed_out };
+        self.tell(exec.connection, told);
+    }
+
+    pub(super) fn end_late_execs(&mut self, now: Instant) {
+        for exec in &mut self.execs {
+            if exec.next_deadline().is_some_and(|deadline| now >= deadline) {
+                exec.timed_out = true;
+                cgroup::kill_session(&self.container.cgroup, exec.pid);
+                let _ = sys::pidfd_signal(exec.pidfd.as_fd(), libc::SIGKILL);
+            }
+        }
+    }
+
+    /// The connection has ended that asked for them.
+    pub(super) fn end_execs_of(&mut self, connection: u32) {
+        for exec in &self.execs {
+            if exec.connection == connection && exec.dies_with_connection {
+                cgroup::kill_session(&self.container.cgroup, exec.pid);
+                let _ = sys::pidfd_signal(exec.pidfd.as_fd(), libc::SIGKILL);
+            }
+        }
+    }
+
+    /// One that has ended, or never was, needs no signal.
+    pub(super) fn signal_exec(&self, exec: u64, signal: i32, scope: SignalScope) {
+        let Some(exec) = self.execs.iter().find(|found| found.exec == exec) else { return };
+        match scope {
+            SignalScope::Process => drop(sys::pidfd_signal(exec.pidfd.as_fd(), signal)),
+            SignalScope::Group if self.container.cgroup.processes.is_some() => {
+                cgroup::signal_session(&self.container.cgroup, exec.pid, signal);
+            }
+            SignalScope::Group => drop(sys::pidfd_signal(exec.pidfd.as_fd(), signal)),
+        }
+    }
+}
