@@ -40,6 +40,8 @@ pub struct Setup {
     variables: Vec<(OsString, OsString)>,
     config: String,
     registries: String,
+    /// cria's `--log-level`; debug unless given.
+    log_level: Option<&'static str>,
 }
 
 impl Node {
@@ -185,7 +187,7 @@ impl Node {
             .args(["--cni-conf-dir".as_ref(), self.cni_conf_dir().as_os_str()])
             .args(["--cni-bin-dir", network::CNI_PLUGINS])
             .args(["--monitor".as_ref(), binary("cria-monitor").as_os_str()])
-            .args(["--log-level", "debug"])
+            .args(["--log-level", self.setup.log_level.unwrap_or("debug")])
             .args(&self.setup.arguments)
             .envs(self.setup.variables.iter().map(|(name, value)| (name, value)));
         command
@@ -223,6 +225,13 @@ impl Setup {
     #[must_use]
     pub fn registries(mut self, text: &str) -> Self {
         self.registries += text;
+        self
+    }
+
+    /// What the daemon logs, where the log's own cost matters.
+    #[must_use]
+    pub fn log_level(mut self, level: &'static str) -> Self {
+        self.log_level = Some(level);
         self
     }
 
