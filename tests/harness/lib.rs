@@ -19,6 +19,8 @@ pub mod network;
 pub mod node;
 pub mod place;
 pub mod registry;
+pub mod scene;
+pub mod scripts;
 pub mod tools;
 pub mod wait;
 
@@ -28,4 +30,5 @@ pub use image::{Format, Image, Index};
 pub use layer::{Compression, Layer};
 pub use node::Node;
 pub use registry::Registry;
+pub use scene::Scene;
 pub use wait::until;

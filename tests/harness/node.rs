@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use cria_proto::{PodSandboxConfig, VersionRequest};
+use nix::mount::{MsFlags, mount};
 
 use crate::blocking::elsewhere;
 use crate::cri::{Cri, Pod, on_host_network};
@@ -16,13 +17,16 @@ use crate::daemon::Daemon;
 use crate::place::Place;
 use crate::registry::Registry;
 use crate::tools::binary;
-use crate::{leftovers, network};
+use crate::{leftovers, network, scripts};
 
 const READY: Duration = Duration::from_secs(20);
 const ENDED: Duration = Duration::from_secs(30);
 
 /// What the image store keeps when all pods are gone.
 const IMAGES: [&str; 2] = ["images", "layers"];
+
+/// The scripted OCI runtime in the node's folder.
+const OCI_RUNTIME: &str = "oci-runtime";
 
 pub struct Node {
     daemon: Daemon,
@@ -42,6 +46,8 @@ pub struct Setup {
     registries: String,
     /// cria's `--log-level`; debug unless given.
     log_level: Option<&'static str>,
+    oci_runtime: Option<String>,
+    root_size: Option<&'static str>,
 }
 
 impl Node {
@@ -157,7 +163,8 @@ impl Node {
     /// pod was given as its parent is the kubelet's, and does not count.
     pub fn leftovers(&mut self) -> Vec<String> {
         let daemon = self.daemon.runs().then(|| self.daemon.pid());
-        let mut found = leftovers::list(&self.place, daemon, &[self.run_dir(), self.netns_dir()]);
+        let own = [self.run_dir(), self.netns_dir(), self.root()];
+        let mut found = leftovers::list(&self.place, daemon, &own);
         let files = self.files();
         found.extend(
             files.difference(&self.own_files).map(|path| format!("file {}", path.display())),
@@ -170,6 +177,39 @@ impl Node {
     pub fn assert_nothing_left(&mut self, limit: Duration) {
         let left = leftovers::await_none(limit, || self.leftovers());
         assert!(left.is_empty(), "left on the node: {left:#?}");
+    }
+
+    #[track_caller]
+    pub fn assert_clean(&mut self) {
+        let left = self.leftovers();
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+
+    /// Replaces the pod network by one plugin, a script: see [`scripts::cni_plugin`].
+    pub fn cni_script(&self, body: &str) {
+        let plugin = self.place.folder().join("cni-bin/scripted");
+        scripts::write(&plugin, &scripts::cni_plugin(self.place.folder(), body));
+        // The first file by name is the pod network.
+        let list =
+            r#"{"cniVersion": "1.0.0", "name": "scripted", "plugins": [{"type": "scripted"}]}"#;
+        fs_err::write(self.cni_conf_dir().join("05-scripted.conflist"), list).expect("own folder");
+    }
+
+    /// The calls of the scripted plugin so far: command and sandbox.
+    pub fn cni_calls(&self) -> Vec<String> {
+        let calls = fs_err::read_to_string(self.place.folder().join("calls")).unwrap_or_default();
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    /// Makes an empty file in the node's folder: what scripts wait for or look at.
+    pub fn flag(&self, name: &str) -> PathBuf {
+        let path = self.place.folder().join(name);
+        fs_err::write(&path, "").expect("own folder");
+        path
+    }
+
+    pub fn has_flag(&self, name: &str) -> bool {
+        self.place.folder().join(name).exists()
     }
 
     /// The command that starts this node's daemon, for tests that look at a start that fails.
@@ -185,11 +225,15 @@ impl Node {
             .args(["--registries-conf".as_ref(), folder.join("registries.conf").as_os_str()])
             .args(["--netns-dir".as_ref(), self.netns_dir().as_os_str()])
             .args(["--cni-conf-dir".as_ref(), self.cni_conf_dir().as_os_str()])
+            .args(["--cni-bin-dir".as_ref(), folder.join("cni-bin").as_os_str()])
             .args(["--cni-bin-dir", network::CNI_PLUGINS])
             .args(["--monitor".as_ref(), binary("cria-monitor").as_os_str()])
             .args(["--log-level", self.setup.log_level.unwrap_or("debug")])
             .args(&self.setup.arguments)
             .envs(self.setup.variables.iter().map(|(name, value)| (name, value)));
+        if self.setup.oci_runtime.is_some() {
+            command.args(["--oci-runtime".as_ref(), folder.join(OCI_RUNTIME).as_os_str()]);
+        }
         command
     }
 
@@ -225,6 +269,20 @@ impl Setup {
     #[must_use]
     pub fn registries(mut self, text: &str) -> Self {
         self.registries += text;
+        self
+    }
+
+    /// The OCI runtime is a script: see [`scripts::oci_runtime`].
+    #[must_use]
+    pub fn oci_runtime(mut self, body: &str) -> Self {
+        self.oci_runtime = Some(body.to_owned());
+        self
+    }
+
+    /// cria's `--root` is a file system of this size and no more.
+    #[must_use]
+    pub fn root_size(mut self, size: &'static str) -> Self {
+        self.root_size = Some(size);
         self
     }
 
@@ -268,10 +326,16 @@ impl Setup {
     pub fn prepare(self) -> Node {
         let place = Place::take();
         let folder = place.folder();
-        for name in ["root", "run", "netns", "logs", "cria.toml.d"] {
+        for name in ["root", "run", "netns", "logs", "cria.toml.d", "cni-bin"] {
             place.make(name);
         }
         network::configure(&place);
+        if let Some(body) = &self.oci_runtime {
+            scripts::write(&folder.join(OCI_RUNTIME), &scripts::oci_runtime(folder, body));
+        }
+        if let Some(size) = self.root_size {
+            mount_tmpfs(&folder.join("root"), size);
+        }
         fs_err::write(folder.join("cria.toml"), &self.config).expect("own folder");
         fs_err::write(folder.join("registries.conf"), &self.registries).expect("own folder");
         Node {
@@ -298,6 +362,12 @@ impl Drop for Node {
         let left = leftovers::remove(&self.place);
         assert!(left.is_empty() || thread::panicking(), "cannot be removed: {left:#?}");
     }
+}
+
+fn mount_tmpfs(target: &Path, size: &str) {
+    let options = format!("size={size},mode=755");
+    let kind = Some("tmpfs");
+    mount(kind, target, kind, MsFlags::empty(), Some(options.as_str())).expect("tests run as root");
 }
 
 fn collect(folder: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) {
