@@ -103,7 +103,7 @@ impl Noise {
                 self.0 ^= self.0 << 17;
                 bytes.extend(self.0.to_le_bytes());
             }
-            bytes.extend(*b"and text");
+            bytes.extend(*b"and some text then");
         }
         bytes.truncate(count);
         bytes

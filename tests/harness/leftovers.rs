@@ -64,6 +64,15 @@ pub fn remove(place: &Place) -> Vec<String> {
     list(place, None, &[])
 }
 
+/// The running processes of the node whose program has this name.
+pub fn processes_of(place: &Place, program: &str) -> Vec<u32> {
+    let named = |process: &Process| {
+        let first = process.command.split(' ').next().unwrap_or_default();
+        Path::new(first).file_name().is_some_and(|name| name == program)
+    };
+    processes(place).into_iter().filter(named).map(|process| process.pid).collect()
+}
+
 struct Process {
     pid: u32,
     command: String,

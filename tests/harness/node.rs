@@ -364,6 +364,19 @@ impl Drop for Node {
     }
 }
 
+/// The monitors of the containers at `place`.
+pub fn monitors(place: &Place) -> Vec<u32> {
+    leftovers::processes_of(place, "cria-monitor")
+}
+
+/// The files in `folder` whose path names `id`.
+pub fn files_named_after(folder: &Path, id: &str) -> Vec<PathBuf> {
+    let mut found = BTreeSet::new();
+    collect(folder, 3, &mut found);
+    found.retain(|path| path.is_file() && path.to_string_lossy().contains(id));
+    found.into_iter().collect()
+}
+
 fn mount_tmpfs(target: &Path, size: &str) {
     let options = format!("size={size},mode=755");
     let kind = Some("tmpfs");

@@ -25,6 +25,12 @@ pub fn within<T>(limit: Duration, mut state: impl FnMut() -> Option<T>) -> Optio
     }
 }
 
+/// Lets `time` pass, for tests that choose the moment of a crash; no state is awaited so.
+#[expect(clippy::disallowed_methods, reason = "time itself is what is awaited")]
+pub fn after(time: Duration) {
+    thread::sleep(time);
+}
+
 #[expect(clippy::disallowed_methods, reason = "this is the wait with a deadline")]
 fn pause() {
     thread::sleep(PAUSE);

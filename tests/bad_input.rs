@@ -1,0 +1,291 @@
+//! What comes wrong from outside: each case has its code and message, and leaves nothing behind.
+
+use cria_proto::*;
+use harness::cri::{container_config, image_spec};
+use harness::scene::{OBEDIENT, SOON, Scene, push_busybox, refused};
+use harness::{Image, Layer, Node, Registry};
+use tonic::{Code, Status};
+
+fn run(node: &Node, config: PodSandboxConfig) -> Result<String, Status> {
+    let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
+    node.cri().run_pod_sandbox(request).map(|answer| answer.pod_sandbox_id)
+}
+
+fn pull(node: &Node, image: &str) -> Result<String, Status> {
+    let request = PullImageRequest { image: Some(image_spec(image)), ..Default::default() };
+    node.cri().pull_image(request).map(|answer| answer.image_ref)
+}
+
+fn no_images(node: &Node) {
+    let images = node.cri().list_images(ListImagesRequest::default()).expect("images are listed");
+    assert!(images.images.is_empty(), "{:#?}", images.images);
+}
+
+#[test]
+fn a_pod_without_metadata_is_refused() {
+    let mut scene = Scene::new();
+    let nothing = RunPodSandboxRequest::default();
+    refused(scene.cri().run_pod_sandbox(nothing), Code::InvalidArgument);
+    let spoil: [(&str, fn(&mut PodSandboxMetadata)); 3] = [
+        ("name", |metadata| metadata.name.clear()),
+        ("namespace", |metadata| metadata.namespace.clear()),
+        ("uid", |metadata| metadata.uid.clear()),
+    ];
+    for (field, spoil) in spoil {
+        let mut config = scene.host_pod("bad");
+        spoil(config.metadata.get_or_insert_default());
+        let message = refused(run(&scene.node, config), Code::InvalidArgument);
+        assert!(message.contains(field), "{field}: {message}");
+    }
+    let mut config = scene.host_pod("bad");
+    config.metadata = None;
+    let message = refused(run(&scene.node, config), Code::InvalidArgument);
+    assert!(message.contains("metadata"), "{message}");
+    scene.assert_clean();
+}
+
+#[test]
+fn a_container_that_asks_for_nonsense_is_refused() {
+    let mut scene = Scene::new();
+    let pod = scene.host("nonsense");
+    let spoil: [(&str, fn(&mut ContainerConfig)); 5] = [
+        ("metadata", |config| config.metadata = None),
+        ("image", |config| config.image = None),
+        ("log", |config| config.log_path = "../../escape.log".to_owned()),
+        ("mount", |config| {
+            let relative = Mount {
+                container_path: "relative".to_owned(),
+                host_path: "/tmp".to_owned(),
+                ..Default::default()
+            };
+            config.mounts.push(relative);
+        }),
+        ("capabilit", |config| {
+            let linux = config.linux.get_or_insert_default();
+            let security = linux.security_context.get_or_insert_default();
+            let capabilities = security.capabilities.get_or_insert_default();
+            capabilities.add_capabilities.push("NO_SUCH_THING".to_owned());
+        }),
+    ];
+    for (field, spoil) in spoil {
+        let mut config = scene.container("nonsense", &OBEDIENT);
+        spoil(&mut config);
+        let message = refused(pod.create(config), Code::InvalidArgument);
+        assert!(message.to_lowercase().contains(field), "{field}: {message}");
+    }
+    let containers = scene.cri().list_containers(ListContainersRequest::default());
+    assert!(containers.expect("containers are listed").containers.is_empty());
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_container_in_a_pod_that_is_not_there_or_not_ready_is_refused() {
+    let scene = Scene::new();
+    let pod = scene.host("gone");
+    pod.stop().expect("it stops");
+    refused(pod.create(scene.container("late", &OBEDIENT)), Code::FailedPrecondition);
+    pod.remove().expect("it is removed");
+    refused(pod.create(scene.container("late", &OBEDIENT)), Code::NotFound);
+}
+
+#[test]
+fn a_name_that_is_taken_gives_the_same_container_while_it_is_usable() {
+    let scene = Scene::new();
+    let pod = scene.host("names");
+    let first = pod.create(scene.container("name", &OBEDIENT)).expect("it is created");
+    let again = pod.create(scene.container("name", &OBEDIENT)).expect("the same is asked again");
+    assert_eq!(first.id, again.id);
+    first.start().expect("it starts");
+    first.await_log("ready", SOON);
+    let again = pod.create(scene.container("name", &OBEDIENT)).expect("the same is asked again");
+    assert_eq!(first.id, again.id);
+    first.stop(SOON).expect("it stops");
+    let message = refused(pod.create(scene.container("name", &OBEDIENT)), Code::AlreadyExists);
+    assert!(message.contains(&first.id), "{message}");
+    let mut next = scene.container("name", &OBEDIENT);
+    next.metadata.get_or_insert_default().attempt = 1;
+    pod.create(next).expect("the next attempt is another name");
+}
+
+#[test]
+fn an_image_that_does_not_exist_is_not_found() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "there:1");
+    let mut node = Node::start(&registry);
+    for missing in ["there:2", "not/there:1"] {
+        let name = registry.reference(missing);
+        let message = refused(pull(&node, &name), Code::NotFound);
+        assert!(message.contains(&name), "{message}");
+    }
+    let digest = image.by_digest.replace(&image.digest[7..17], "0123456789");
+    refused(pull(&node, &digest), Code::NotFound);
+    for wrong in ["", "UPPER/case", "a b", "x@sha256:12", "http://x/y"] {
+        refused(pull(&node, wrong), Code::InvalidArgument);
+    }
+    no_images(&node);
+    node.assert_clean();
+}
+
+#[test]
+fn a_registry_that_is_down_is_unavailable_by_the_name_the_kubelet_knows() {
+    let mut registry = Registry::start();
+    let image = push_busybox(&registry, "down:1");
+    registry.stop();
+    let mut node = Node::start(&registry);
+    let message = refused(pull(&node, &image.reference), Code::Unknown);
+    assert!(message.starts_with("RegistryUnavailable"), "{message}");
+    assert!(message.contains(registry.address()), "{message}");
+    node.assert_clean();
+    registry.resume();
+    assert_eq!(pull(&node, &image.reference).expect("it is up again"), image.id);
+}
+
+#[test]
+fn bytes_that_do_not_match_their_digest_are_refused_and_not_kept() {
+    let registry = Registry::start();
+    let mut node = Node::start(&registry);
+    let layer = Layer::new().file("content", 0o644, "as it was pushed");
+    let packed = Image::new().layer(layer).pack();
+    for (number, digest) in [packed.layers[0].digest.clone(), packed.id.clone()].iter().enumerate()
+    {
+        let image = registry.push_packed(&format!("spoilt{number}"), &packed, "1");
+        let file = registry.blob_file(digest);
+        let mut bytes = fs_err::read(&file).expect("the registry has it");
+        let original = bytes.clone();
+        // The same length: only the hash can tell.
+        bytes[original.len() / 2] ^= 1;
+        fs_err::write(&file, bytes).expect("own registry");
+        let message = match pull(&node, &image.reference) {
+            Err(status) => status.message().to_owned(),
+            Ok(_) => panic!("spoilt bytes are taken"),
+        };
+        assert!(message.contains(digest), "it names what it wanted: {message}");
+        no_images(&node);
+        fs_err::write(&file, original).expect("own registry");
+        pull(&node, &image.reference).expect("and takes the true bytes afterwards");
+        let remove = RemoveImageRequest { image: Some(image_spec(&image.reference)) };
+        node.cri().remove_image(remove).expect("it is removed");
+    }
+    node.assert_clean();
+}
+
+#[test]
+fn a_layer_that_points_outside_its_root_writes_nothing_there() {
+    let registry = Registry::start();
+    let mut node = Node::start(&registry);
+    let outside = node.place().folder().join("outside");
+    let path = outside.display().to_string();
+    let up = format!("../../../../../../../../..{path}");
+    let header = || {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_entry_type(tar::EntryType::Regular);
+        header
+    };
+    for (name, layer) in [
+        ("dots", Layer::new().entry(header(), &up, "", b"escaped")),
+        ("absolute", Layer::new().entry(header(), &path, "", b"escaped")),
+        (
+            "link",
+            Layer::new().symlink("link", node.place().folder().to_str().expect("plain")).file(
+                "link/outside",
+                0o644,
+                "escaped",
+            ),
+        ),
+        ("hard-link", Layer::new().hard_link("hard", &up).file("hard", 0o644, "escaped")),
+    ] {
+        let image = registry.push(&format!("{name}:1"), &Image::new().layer(layer));
+        // A path may be refused or taken to begin at the layer's root: what counts is outside.
+        let answer = pull(&node, &image.reference);
+        assert!(!outside.exists(), "{name} escaped: {answer:?}");
+        if let Err(status) = answer {
+            assert_ne!(status.code(), Code::Unknown, "{status}");
+        }
+    }
+    node.assert_clean();
+}
+
+#[test]
+fn an_oci_runtime_that_fails_is_quoted_and_leaves_nothing() {
+    let fails = r#"[ "$VERB" = create ] && { echo "the runtime is out of luck" >&2; exit 1; }"#;
+    let mut scene = Scene::with(|setup| setup.oci_runtime(fails));
+    let pod = scene.host("unlucky");
+    let created = pod.create(scene.container("unlucky", &OBEDIENT));
+    let message = match created.and_then(|container| container.start()) {
+        Err(status) => status.message().to_owned(),
+        Ok(()) => panic!("it cannot start"),
+    };
+    assert!(message.contains("out of luck"), "{message}");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn an_oci_runtime_that_hangs_is_ended_when_its_time_is_over() {
+    let hangs = r#"[ "$VERB" = create ] && [ ! -e $NODE/healed ] && exec sleep 100000"#;
+    let config = "[runtime]\ncreate-timeout = '2s'\n";
+    let mut scene = Scene::with(|setup| setup.oci_runtime(hangs).config(config));
+    let pod = scene.host("hangs");
+    let other = scene.host("other");
+    let created = pod.create(scene.container("hangs", &OBEDIENT));
+    assert!(created.and_then(|container| container.start()).is_err(), "it cannot start");
+    scene.flag("healed");
+    scene.obedient(&other, "other");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_slow_oci_runtime_holds_up_no_other_container_and_a_retry_attaches() {
+    let slow = r#"case $VERB in create) case "$*" in *) [ -e $NODE/slow ] && { touch $NODE/creating; while [ -e $NODE/slow ]; do sleep 0.05; done; } ;; esac ;; esac"#;
+    let mut scene = Scene::with(|setup| setup.oci_runtime(slow));
+    let pod = scene.host("slow");
+    let other = scene.obedient(&pod, "other");
+    let slow = scene.flag("slow");
+    std::thread::scope(|scope| {
+        let call = || scope.spawn(|| pod.create(scene.container("slow", &OBEDIENT)));
+        let first = call();
+        harness::until("it is being created", SOON, || scene.has_flag("creating").then_some(()));
+        let retry = call();
+        assert_eq!(other.exec(&["true"]).expect("exec runs").exit_code, 0);
+        let listed = scene.cri().list_containers(ListContainersRequest::default());
+        assert_eq!(listed.expect("containers are listed").containers.len(), 1, "not yet");
+        fs_err::remove_file(&slow).expect("own folder");
+        let first = first.join().expect("no panic").expect("it is created");
+        assert_eq!(retry.join().expect("no panic").expect("it attaches").id, first.id);
+    });
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_running_containers_go_on() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "small:1");
+    let large = (0..20).fold(Layer::new(), |layer, number| {
+        layer.file(&format!("file{number}"), 0o644, vec![number; 1 << 20])
+    });
+    let large = registry.push("large:1", &Image::new().layer(large));
+    let mut node = Node::setup().registry(&registry).root_size("16m").start();
+    pull(&node, &image.reference).expect("it fits");
+    let pod = node.run_pod(node.host_pod("goes-on"));
+    let container = pod.run(container_config("goes-on", &image.id, &OBEDIENT));
+    container.await_log("ready", SOON);
+
+    let message = refused(pull(&node, &large.reference), Code::ResourceExhausted);
+    assert!(message.contains("space"), "{message}");
+    let images = node.cri().list_images(ListImagesRequest::default()).expect("images are listed");
+    assert_eq!(images.images.len(), 1);
+    container.exec(&["sh", "-c", "dd if=/dev/zero of=/fill bs=64k 2>&1"]).expect("exec runs");
+    refused(run(&node, node.host_pod("no-room")), Code::ResourceExhausted);
+    assert_eq!(container.status().state(), ContainerState::ContainerRunning);
+    container.stop(SOON).expect("a full disk stops no stop");
+    assert_eq!(container.status().exit_code, 0, "nor the truth of its exit");
+    pod.remove().expect("nor a removal");
+    node.assert_clean();
+}
+
+#[test]
+fn rpcs_of_later_releases_are_unimplemented() {
+    let scene = Scene::new();
+    let request = CheckpointContainerRequest::default();
+    refused(scene.cri().checkpoint_container(request), Code::Unimplemented);
+}

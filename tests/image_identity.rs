@@ -1,0 +1,221 @@
+//! Images as the kubelet knows them: names, ids, sizes, users; and whose credentials open them.
+
+use cria_proto::*;
+use harness::busybox::busybox;
+use harness::cri::{container_config, image_spec};
+use harness::registry::{ALICE, BOB, Pushed};
+use harness::scene::{SOON, Scene, push_busybox, refused};
+use harness::{Compression, Format, Image, Index, Layer, Node, Registry};
+use tonic::Code;
+
+fn pull_as(node: &Node, image: &str, who: Option<(&str, &str)>) -> Result<String, tonic::Status> {
+    let auth = who.map(|(username, password)| AuthConfig {
+        username: username.to_owned(),
+        password: password.to_owned(),
+        ..Default::default()
+    });
+    let request = PullImageRequest { image: Some(image_spec(image)), auth, ..Default::default() };
+    node.cri().pull_image(request).map(|answer| answer.image_ref)
+}
+
+fn status(node: &Node, image: &str) -> Option<cria_proto::Image> {
+    let request = ImageStatusRequest { image: Some(image_spec(image)), verbose: false };
+    node.cri().image_status(request).expect("an unknown image is an empty answer").image
+}
+
+fn remove(node: &Node, image: &str) {
+    let request = RemoveImageRequest { image: Some(image_spec(image)) };
+    node.cri().remove_image(request).expect("remove is idempotent");
+}
+
+#[test]
+fn an_image_has_one_id_everywhere() {
+    let scene = Scene::new();
+    let Pushed { reference, by_digest, id, .. } = scene.busybox.clone();
+    assert_eq!(scene.cri().pull(&reference), id, "PullImage answers with the id");
+    for name in [&reference, &by_digest, &id, &id[..20].replace("sha256:", "")] {
+        let image = status(&scene.node, name).unwrap_or_else(|| panic!("{name} is known"));
+        assert_eq!(image.id, id);
+        assert_eq!(image.repo_tags, [reference.clone()]);
+        assert_eq!(image.repo_digests, [by_digest.clone()]);
+        assert!(image.size > 0);
+    }
+    let pod = scene.host("identity");
+    let mut config = scene.script("one", "sleep 1000");
+    config.image.get_or_insert_default().user_specified_image = "as/written".to_owned();
+    let one = pod.run(config).status();
+    assert_eq!(one.image.expect("it has one").image, "as/written");
+    assert_eq!((one.image_id, one.image_ref), (id.clone(), by_digest.clone()));
+    let two = pod.run(scene.script("two", "sleep 1000")).status();
+    assert_eq!(two.image.expect("it has one").image, reference, "a tag where nothing was written");
+
+    let listed = scene.cri().list_containers(ListContainersRequest::default());
+    for container in listed.expect("containers are listed").containers {
+        assert_eq!(container.image_id, id);
+    }
+}
+
+#[test]
+fn an_unknown_image_is_an_empty_status_and_its_removal_succeeds() {
+    let scene = Scene::new();
+    assert_eq!(status(&scene.node, "no.example/such:image"), None);
+    remove(&scene.node, "no.example/such:image");
+}
+
+#[test]
+fn removing_by_any_name_removes_all_names() {
+    let scene = Scene::new();
+    let second = push_busybox(&scene.registry, "other/name:2");
+    scene.cri().pull(&second.reference);
+    let image = status(&scene.node, &scene.busybox.id).expect("it is there");
+    assert_eq!(image.repo_tags.len(), 2);
+    remove(&scene.node, &second.by_digest);
+    for name in [&scene.busybox.reference, &second.reference, &scene.busybox.id] {
+        assert_eq!(status(&scene.node, name), None, "{name}");
+    }
+}
+
+#[test]
+fn an_image_in_use_is_not_taken_from_its_container() {
+    let scene = Scene::new();
+    let container = scene.obedient(&scene.host("uses"), "uses");
+    let request = RemoveImageRequest { image: Some(image_spec(&scene.busybox.id)) };
+    // Whether it is refused or only its names go: the container's files stay.
+    let _ = scene.cri().remove_image(request);
+    assert_eq!(container.exec(&["ls", "/bin/busybox"]).expect("exec runs").exit_code, 0);
+    container.stop(SOON).expect("it stops");
+    container.remove().expect("it is removed");
+}
+
+#[test]
+fn the_user_of_an_image_is_told_without_its_group() {
+    let scene = Scene::new();
+    for (user, uid, name) in
+        [("1000:50000", Some(1000), ""), ("0", Some(0), ""), ("www-data:100", None, "www-data")]
+    {
+        let pushed = scene.registry.push("user:1", &busybox().user(user));
+        scene.cri().pull(&pushed.reference);
+        let image = status(&scene.node, &pushed.id).expect("it is there");
+        assert_eq!(image.uid.map(|uid| uid.value), uid, "{user}");
+        assert_eq!(image.username, name, "{user}");
+    }
+}
+
+#[test]
+fn every_format_and_compression_runs() {
+    let scene = Scene::new();
+    let pod = scene.host("formats");
+    for format in [Format::Oci, Format::Docker] {
+        for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+            let name = format!("{format:?}-{compression:?}").to_lowercase();
+            let image = busybox()
+                .layer(Layer::new().file("name", 0o644, &name))
+                .format(format)
+                .compression(compression);
+            let pushed = scene.registry.push(&format!("{name}:1"), &image);
+            assert_eq!(scene.cri().pull(&pushed.reference), pushed.id, "{name}");
+            let container = pod.run(container_config(&name, &pushed.id, &["cat", "/name"]));
+            container.await_exit(SOON);
+            assert_eq!(container.written("stdout"), name);
+        }
+    }
+}
+
+#[test]
+fn an_index_gives_the_image_of_this_platform() {
+    let scene = Scene::new();
+    let marked = |mark: &str| Image::new().layer(Layer::new().file("mark", 0o644, mark));
+    let foreign = serde_json::json!({ "architecture": "s390x", "os": "linux" });
+    let ours = marked("ours");
+    let index = Index::new()
+        .entry(marked("foreign").platform("s390x", "linux"), foreign.clone())
+        .entry(ours.clone(), harness::image::this_platform());
+    let pushed = scene.registry.push_index("index:1", &index);
+    assert_eq!(scene.cri().pull(&pushed.reference), ours.pack().id);
+    let image = status(&scene.node, &pushed.reference).expect("it is there");
+    assert_eq!(image.repo_digests.len(), 1);
+
+    let none = Index::new().entry(marked("foreign").platform("s390x", "linux"), foreign);
+    let none = scene.registry.push_index("none:1", &none);
+    let status = pull_as(&scene.node, &none.reference, None).expect_err("no image for us");
+    assert!(status.message().contains("platform"), "{status}");
+}
+
+#[test]
+fn a_private_image_is_open_only_to_who_may_see_it_also_when_it_is_held() {
+    let registry = Registry::start_private();
+    let image = push_busybox(&registry, "private:1");
+    let node = Node::start(&registry);
+    for name in [&image.reference, &image.by_digest] {
+        refused(pull_as(&node, name, None), Code::PermissionDenied);
+        refused(pull_as(&node, name, Some(("alice", "wrong"))), Code::PermissionDenied);
+    }
+    assert_eq!(status(&node, &image.reference), None);
+    assert_eq!(pull_as(&node, &image.reference, Some(ALICE)).expect("she may"), image.id);
+
+    let blobs = || registry.requests().iter().filter(|r| r.contains("/blobs/")).count();
+    let fetched = blobs();
+    for name in [&image.reference, &image.by_digest] {
+        refused(pull_as(&node, name, None), Code::PermissionDenied);
+        refused(pull_as(&node, name, Some(("bob", "wrong"))), Code::PermissionDenied);
+        assert_eq!(pull_as(&node, name, Some(BOB)).expect("he may"), image.id);
+    }
+    assert_eq!(blobs(), fetched, "layers are not fetched again");
+}
+
+#[test]
+fn the_file_system_of_images_is_told_with_all_the_kubelet_needs() {
+    let scene = Scene::new();
+    let info = scene.cri().image_fs_info(ImageFsInfoRequest::default()).expect("it is answered");
+    for usage in info.image_filesystems.iter().chain(&info.container_filesystems) {
+        assert!(usage.timestamp > 0);
+        assert!(usage.used_bytes.is_some() && usage.inodes_used.is_some());
+        let mountpoint = usage.fs_id.clone().expect("it is somewhere").mountpoint;
+        assert_eq!(std::path::Path::new(&mountpoint), scene.root());
+    }
+    assert_eq!(info.image_filesystems.len(), 1);
+    assert!(info.image_filesystems[0].used_bytes.is_some_and(|used| used.value > 0));
+}
+
+#[test]
+fn a_short_name_is_of_the_first_unqualified_search_registry() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "library/short:1");
+    let node = Node::setup().mapped("docker.io", &registry).start();
+    assert_eq!(pull_as(&node, "short:1", None).expect("docker.io is mapped"), image.id);
+    let found = status(&node, "docker.io/library/short:1").expect("the same by its whole name");
+    assert_eq!(found.repo_tags, ["docker.io/library/short:1"]);
+}
+
+#[test]
+fn a_blocked_registry_is_not_asked() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "blocked:1");
+    let address = registry.address();
+    let blocked = format!("[[registry]]\nprefix = \"{address}\"\nblocked = true\n");
+    let node = Node::setup().registries(&blocked).start();
+    let asked = registry.requests().len();
+    let message = refused(pull_as(&node, &image.reference, None), Code::FailedPrecondition);
+    assert!(message.contains("blocked"), "{message}");
+    assert_eq!(registry.requests().len(), asked);
+}
+
+#[test]
+fn a_mirror_is_asked_first_and_the_registry_itself_when_the_mirror_fails() {
+    let (registry, mut mirror) = (Registry::start(), Registry::start());
+    let image = push_busybox(&registry, "mirrored:1");
+    push_busybox(&mirror, "mirrored:1");
+    let text = format!(
+        "[[registry]]\nprefix = \"example.test\"\nlocation = \"{}\"\ninsecure = true\n\
+         [[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n",
+        registry.address(),
+        mirror.address()
+    );
+    let node = Node::setup().registries(&text).start();
+    let asked = registry.requests().len();
+    assert_eq!(pull_as(&node, "example.test/mirrored:1", None).expect("by the mirror"), image.id);
+    assert_eq!(registry.requests().len(), asked, "the mirror had it");
+    mirror.stop();
+    remove(&node, "example.test/mirrored:1");
+    assert_eq!(pull_as(&node, "example.test/mirrored:1", None).expect("by itself"), image.id);
+}
