@@ -265,7 +265,7 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<Option<FromMonitor>, Monit
 /// A short-lived role of the monitor's program that has said what it did.
 pub(crate) struct Role {
     pub(crate) pid: i32,
-    /// What it said beyond "ok".
+    /// What it said beyond that it succeeded.
     pub(crate) answer: String,
     /// The process ends when this is closed; who drops it reaps the process.
     pub(crate) socket: OwnedFd,
@@ -297,12 +297,13 @@ pub(crate) fn run_role(program: &Path, arguments: &[&str], deadline: Duration) -
     let mut text = [0_u8; 4096];
     let length = rustix::io::read(&role.socket, &mut text)?;
     let text = String::from_utf8_lossy(&text[..length]);
-    match text.strip_prefix("ok") {
-        Some(answer) => {
-            role.answer = answer.trim().to_owned();
+    match text.split_at_checked(1) {
+        Some(("+", answer)) => {
+            role.answer = answer.to_owned();
             Ok(role)
         }
-        None => Err(io::Error::other(text.into_owned())),
+        Some(("-", reason)) => Err(io::Error::other(reason.to_owned())),
+        Some(_) | None => Err(io::Error::other("it ended without an answer")),
     }
 }
 
@@ -337,9 +338,12 @@ pub(crate) async fn reap(child: OwnedFd) {
     }
 }
 
-pub(crate) fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+/// Our end, which never blocks, and the other process's, which may.
+fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours, theirs))
 }
 
 /// A path in `run_dir` may be longer than a socket address holds; one through our own descriptor

@@ -60,12 +60,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// Cuts every tie to the process that started us but its socket.
 fn detach() -> io::Result<OwnedFd> {
-    sys::close_inherited()?;
-    let daemon = io::stdin().as_fd().try_clone_to_owned()?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
+    let daemon = sys::take_socket()?;
     // Not possible for, and not needed by, one that leads its process group already.
     let _ = nix::unistd::setsid();
     // Blocked, nothing but SIGKILL ends a monitor; SIGCHLD is read from a descriptor.

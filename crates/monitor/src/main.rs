@@ -1,19 +1,25 @@
-//! The monitor's program. The first argument names the role, the second (the container's or pod's
-//! id) is there for `ps`.
+//! The monitor's program. The first argument names the role; the second, where the role is to be
+//! found in `ps`, is the container's or pod's id.
 
 mod container;
 mod log;
+mod namespaces;
+mod pod_init;
+mod probe;
 mod sys;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    let role = arguments.next().unwrap_or_default();
-    match role.to_str() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let after = |count: usize| arguments.get(count..).unwrap_or_default();
+    match arguments.get(1).map(String::as_str) {
         Some("container") => container::main(),
-        Some("probe-mount") => { let d = arguments.next().unwrap_or_default(); match nix::mount::mount(Some("t"), std::path::Path::new(&d), Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>) { Ok(()) => ExitCode::SUCCESS, Err(_) => ExitCode::FAILURE } }
+        Some("namespaces") => namespaces::main(after(3)),
+        Some("pod-init") => pod_init::main(after(3)),
+        Some(pod_init::CONFINED) => pod_init::confined(),
         Some("probe") => ExitCode::SUCCESS,
+        Some("probe-mount") => probe::mount_at(after(2)),
         Some(_) | None => ExitCode::from(2),
     }
 }

@@ -5,7 +5,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr::{self, NonNull};
@@ -115,9 +115,14 @@ fn clean_child(monitor: Pid, oom_score_adj: &[u8]) -> io::Result<()> {
         // It died before the line above: nobody would end us.
         return Err(Errno::ESRCH.into());
     }
+    // The kernel's struct sigaction (handler, flags, restorer, mask), not the C library's, which
+    // keeps signals 32 and 33 to itself: all zeroes is the default action.
+    let default = [0u64; 4];
+    let none = ptr::null_mut::<u64>();
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL is no function of ours; numbers that cannot be set are refused.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads one struct sigaction, which is at most as long as `default`,
+        // and writes nothing. Signals that cannot be set are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, 8) };
     }
     SigSet::empty().thread_set_mask()?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
@@ -132,10 +137,76 @@ fn write_file(path: &CStr, content: &[u8]) -> nix::Result<usize> {
     nix::unistd::write(&file, content)
 }
 
-/// Closes every descriptor beyond the standard three. For the program's first lines only.
-pub(crate) fn close_inherited() -> io::Result<()> {
-    // SAFETY: called before anything of ours was opened, so no owner loses its descriptor.
-    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) })?;
+/// The socket that is our standard input, and nothing else of what we inherited: the standard
+/// descriptors become /dev/null, all others are closed. For the program's first lines only.
+pub(crate) fn take_socket() -> io::Result<OwnedFd> {
+    close_range(3, u32::MAX)?;
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(socket)
+}
+
+/// Closes every descriptor, `last` among them: the process has no other owner of one.
+pub(crate) fn close_everything(last: OwnedFd) -> io::Result<()> {
+    let _ = last.into_raw_fd();
+    close_range(0, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: callers are at a point where the program owns no descriptor in the range, or has
+    // given it up; nothing is used after it was closed.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+    Ok(())
+}
+
+/// Waits for one of `signals`, which must be blocked: its number, and the pid of the process that
+/// sent it, 0 for one outside our PID namespace. `None` if another signal interrupted.
+pub(crate) fn next_signal(signals: &SigSet) -> Option<(i32, i32)> {
+    // SAFETY: siginfo_t is plain numbers, for which all zeroes is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: sigwaitinfo reads one signal set and writes one siginfo_t.
+    let signal = unsafe { libc::sigwaitinfo(signals.as_ref(), &raw mut info) };
+    // SAFETY: for signals sent by kill and for SIGCHLD the pid is set; otherwise it is zero.
+    (signal > 0).then(|| (signal, unsafe { info.si_pid() }))
+}
+
+/// Gives up every capability, for good.
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    const MOST: libc::c_ulong = 63;
+    for capability in 0..=MOST {
+        // SAFETY: takes an integer. Numbers beyond the kernel's last are refused, which is as good.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+    }
+    let header: [u32; 2] = [VERSION_3, 0];
+    let none = [0u32; 6];
+    // SAFETY: version 3 reads a header of two words (version; pid, 0 for us) and two times three
+    // words of capabilities.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// Sets the loopback device of our network namespace up.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    nix::ioctl_read_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: ifreq is plain numbers, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *place = byte.cast_signed();
+    }
+    // SAFETY: both requests read or write one ifreq, whose name ends in a zero.
+    unsafe {
+        get_flags(socket.as_raw_fd(), &raw mut request)?;
+        let up = i16::try_from(libc::IFF_UP).map_err(io::Error::other)?;
+        request.ifr_ifru.ifru_flags |= up;
+        set_flags(socket.as_raw_fd(), &raw const request)?;
+    }
     Ok(())
 }
 

@@ -35,11 +35,14 @@ impl PodInit {
         kinds: &[Kind],
         cgroups: &[PathBuf],
     ) -> io::Result<Self> {
-        let mut arguments = vec!["pod-init".to_owned()];
+        let mut arguments = vec!["pod-init".to_owned(), id.to_string()];
+        let mut add = |flag: String, path: &Path| arguments.extend([flag, path.display().to_string()]);
         for kind in kinds {
-            arguments.push(format!("--join={}", kind.pin(paths, id).display()));
+            add(format!("--{}", kind.name()), &kind.pin(paths, id));
         }
-        arguments.extend(cgroups.iter().map(|file| format!("--cgroup={}", file.display())));
+        for file in cgroups {
+            add("--cgroup".to_owned(), file);
+        }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let answer = monitor::run_role(program, &arguments, DEADLINE)?.answer.clone();
         let pid = answer.parse().map_err(io::Error::other)?;

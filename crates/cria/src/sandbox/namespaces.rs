@@ -29,7 +29,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// As `/proc/PID/ns` and the child call it.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Net => "net",
             Self::Ipc => "ipc",
@@ -112,11 +112,15 @@ pub(crate) fn make(
 
 fn arguments(kinds: &[Kind], id: &SandboxId, config: &SandboxConfig) -> Vec<String> {
     let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
-    let mut arguments = vec!["namespaces".to_owned(), names.join(",")];
+    let mut arguments = vec!["namespaces".to_owned(), id.to_string()];
+    let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
+    add("--new", names.join(","));
     if kinds.contains(&Kind::Uts) {
-        arguments.push(format!("--hostname={}", hostname(config, id)));
+        add("--hostname", hostname(config, id));
     }
-    arguments.extend(config.sysctls.iter().map(|(key, value)| format!("--sysctl={key}={value}")));
+    for (key, value) in &config.sysctls {
+        add("--sysctl", format!("{key}={value}"));
+    }
     arguments
 }
 
