@@ -292,12 +292,12 @@ fn a_container_inherits_nothing_of_the_daemons() {
         "1024",
         "524288",
         "4",
-        "NoNewPrivs:",
-        "0",
         "SigBlk:",
         "0000000000000000",
         "SigIgn:",
         "0000000000000000",
+        "NoNewPrivs:",
+        "0",
         "321",
     ];
     // Without CAP_SYS_RESOURCE a hard limit cannot be raised above the node's own.

@@ -4,8 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds since the epoch.
 pub(crate) fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).expect("i64 lasts until 2262")
+    ns_of(SystemTime::now())
 }
 
 /// How long it is until `at_ns`; nothing if it is past.
@@ -16,4 +15,9 @@ pub(crate) fn until(at_ns: i64) -> Duration {
 /// The time `after` from now, without ever running over.
 pub(crate) fn ns_after(after: Duration) -> i64 {
     now_ns().saturating_add(i64::try_from(after.as_nanos()).unwrap_or(i64::MAX))
+}
+
+pub(crate) fn ns_of(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).expect("i64 lasts until 2262")
 }

@@ -16,6 +16,7 @@ use crate::container::spec::node::{CgroupFacts, CgroupVersion, NodeFacts, NodeSe
 use crate::container::spec::rlimits::Rlimit;
 use crate::container::spec::seccomp;
 use crate::container::spec::seccomp::file::{self, Subject};
+use crate::disk::DiskMeter;
 use crate::error::Error;
 use crate::oci::OciRuntime;
 use crate::paths::Paths;
@@ -38,6 +39,7 @@ pub(crate) struct Node {
     pub(crate) monitor_cgroups: Vec<PathBuf>,
     pub(crate) cni: Arc<Cni>,
     pub(crate) images: Store,
+    pub(crate) disk: DiskMeter,
     pub(crate) facts: NodeFacts,
     /// Changes with every boot: what belongs to another one is gone.
     pub(crate) boot_id: String,

@@ -72,6 +72,11 @@ impl Paths {
         self.containers_run().join(id.as_str())
     }
 
+    /// The container's writable layer.
+    pub(crate) fn upper(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).join("upper")
+    }
+
     pub(crate) fn rootfs(&self, id: &ContainerId) -> PathBuf {
         self.container_run(id).join("rootfs")
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cria_images::{NodeCredentials, Registries, Store, StoreOptions};
 use tokio::net::UnixListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -18,6 +18,7 @@ use crate::cni::{Cni, CniSettings};
 use crate::config::Config;
 use crate::container::spec::node::NodeFacts;
 use crate::daemon::Daemon;
+use crate::disk::DiskMeter;
 use crate::error::chain;
 use crate::lock::RunLock;
 use crate::node::{self, Node};
@@ -127,6 +128,7 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
         monitor_cgroups,
         cni,
         images,
+        disk: DiskMeter::new(),
         facts,
         boot_id,
     };

@@ -89,7 +89,7 @@ async fn make(
         .map_err(|error| Error::io(format!("write the record of container {id}"), error))?;
 
     let lease = prepare_bundle(node, id, creation, &record).await?;
-    let container = Arc::new(Container::of(record));
+    let container = Arc::new(Container::of(node, record));
     container.held().lease = Some(lease);
     container.create_process(node).await?;
     Ok(container)

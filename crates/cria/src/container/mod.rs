@@ -26,7 +26,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub(crate) use create::{Creation, PidNamespaceFile, create};
-pub(crate) use exec::ExecOutput;
 use remove::clean;
 pub(crate) use remove::{discard, is_alive, remove_tree};
 pub(crate) use supervise::recover;
@@ -35,8 +34,10 @@ use crate::cgroup::CgroupPath;
 use crate::checkpoint::Checkpoint;
 use crate::id::{ContainerId, SandboxId};
 use crate::monitor::Monitor;
+use crate::node::Node;
 use crate::process;
 use crate::registry::{ContainerKey, Named};
+use crate::stats::ContainerStats;
 use config::{ContainerConfig, Resources};
 use state::State;
 
@@ -113,7 +114,7 @@ pub(crate) struct Container {
     held: Mutex<Held>,
     stopping: stop::Stopping,
     execs: exec::Execs,
-    pub(crate) stats: crate::stats::Samples,
+    pub(crate) stats: ContainerStats,
 }
 
 /// What the daemon keeps for the container as long as it lives.
@@ -147,12 +148,13 @@ impl Container {
     }
 
     /// A container whose record was read, or has just been written.
-    fn of(record: Checkpoint<Record>) -> Self {
+    fn of(node: &Node, record: Checkpoint<Record>) -> Self {
         let (id, sandbox, config, created_at_ns) = {
             let record = record.get();
             let config = Arc::clone(&record.config);
             (record.id.clone(), record.sandbox.clone(), config, record.created_at_ns)
         };
+        let stats = ContainerStats::of(&record.get().cgroup, node.disk.layer(node.paths.upper(&id)));
         Self {
             id,
             sandbox,
@@ -164,7 +166,7 @@ impl Container {
             held: Mutex::default(),
             stopping: stop::Stopping::default(),
             execs: exec::Execs::default(),
-            stats: crate::stats::Samples::default(),
+            stats,
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use cria_monitor::protocol::{Reply, Request};
+use fs_err::OpenOptions;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 
 use super::Container;
 use super::state::{Exited, State};
@@ -10,6 +12,9 @@ use crate::clock;
 use crate::error::Error;
 use crate::monitor::MonitorError;
 use crate::node::Node;
+
+/// As the monitor makes logs: what reads them runs as root or in a group of its own.
+const LOG_MODE: u32 = 0o640;
 
 impl Container {
     /// Runs the container's process. A failure leaves the container, exited, with code 128 and
@@ -27,7 +32,10 @@ impl Container {
     async fn start_alone(&self, node: &Node) -> Result<(), Error> {
         match self.state() {
             State::Created { broken: None } => {}
-            State::Created { broken: Some(message) } => return self.failed(message).await,
+            State::Created { broken: Some(message) } => {
+                self.make_empty_log()?;
+                return self.failed(message).await;
+            }
             State::Running { .. } => return Err(self.wrong_state("running already")),
             State::Exited(_) => return Err(self.wrong_state("exited")),
         }
@@ -73,6 +81,14 @@ impl Container {
         };
         fs_err::create_dir_all(directory)
             .map_err(|error| Error::io(format!("make the log directory of {}", self.id), error))
+    }
+
+    /// What never ran has a log too, with nothing in it. (A monitor makes its own.)
+    fn make_empty_log(&self) -> Result<(), Error> {
+        self.make_log_directory()?;
+        let Some(path) = self.record.get().log_path.clone() else { return Ok(()) };
+        let opened = OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(path);
+        opened.map(drop).map_err(|error| Error::io(format!("make the log of {}", self.id), error))
     }
 
     pub(super) fn wrong_state(&self, state: &'static str) -> Error {

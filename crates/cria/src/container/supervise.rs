@@ -205,7 +205,7 @@ impl Container {
 
 /// A container whose record a new daemon has read: its true state, from whoever knows it.
 pub(crate) async fn recover(node: &Arc<Node>, record: Checkpoint<Record>) -> Arc<Container> {
-    let container = Arc::new(Container::of(record));
+    let container = Arc::new(Container::of(node, record));
     let other_boot = container.record.get().boot_id != node.boot_id;
     if container.state().is_exited() || other_boot {
         // Its resources went with the boot; the record did not.

@@ -104,7 +104,9 @@ pub(super) async fn image_fs_info(
     let (bytes, inodes) = containers
         .iter()
         .filter_map(|container| container.stats.disk())
-        .fold((0, 0), |(bytes, inodes), usage| (bytes + usage.bytes, inodes + usage.inodes));
+        .fold((0, 0), |(bytes, inodes), measured| {
+            (bytes + measured.usage.bytes, inodes + measured.usage.inodes)
+        });
     Ok(ImageFsInfoResponse {
         image_filesystems: vec![usage(daemon, images.bytes, images.inodes)],
         container_filesystems: vec![usage(daemon, bytes, inodes)],

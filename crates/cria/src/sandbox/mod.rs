@@ -31,6 +31,7 @@ use crate::checkpoint::Checkpoint;
 use crate::id::SandboxId;
 use crate::paths::Paths;
 use crate::registry::{Named, SandboxKey};
+use crate::stats::PodStats;
 use config::{NamespaceMode, SandboxConfig};
 use state::State;
 
@@ -63,6 +64,7 @@ pub(crate) struct Sandbox {
     pub(crate) created_at_ns: i64,
     pub(crate) cgroup: Parent,
     pub(crate) record: Checkpoint<Record>,
+    pub(crate) stats: PodStats,
     /// One operation at a time takes the sandbox apart.
     teardown: Mutex<()>,
 }
@@ -71,7 +73,8 @@ impl Sandbox {
     /// A sandbox whose record was read, or has just been written.
     pub(crate) fn of(record: Checkpoint<Record>) -> Self {
         let Record { id, config, created_at_ns, cgroup, .. } = record.get().clone();
-        Self { id, config, created_at_ns, cgroup, record, teardown: Mutex::new(()) }
+        let stats = PodStats::of(cgroup.pod());
+        Self { id, config, created_at_ns, cgroup, record, stats, teardown: Mutex::new(()) }
     }
 
     pub(crate) fn state(&self) -> State {

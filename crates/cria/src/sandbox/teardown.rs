@@ -76,6 +76,8 @@ impl Sandbox {
                 Error::io(format!("end the init of pod sandbox {}", self.id), error)
             })?;
         }
+        // The open counters keep the namespace alive.
+        self.stats.close_network();
         self.detach(node).await?;
         self.blocking(node, "let go of the namespaces", |node, id, config| {
             for kind in [Kind::Net, Kind::Ipc, Kind::Uts] {

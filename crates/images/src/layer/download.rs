@@ -139,7 +139,7 @@ mod tests {
         ] {
             let wanted = piece_from(piece.clone(), position, offset);
             assert_eq!(wanted.piece, rest.as_bytes(), "{position} {offset}");
-            assert_eq!(wanted.skipped as usize + rest.len(), 10);
+            assert_eq!(wanted.skipped + rest.len() as u64, 10);
         }
     }
 }

@@ -1,1 +1,216 @@
+//! What survives which kind of crash.
 
+use std::sync::Weak;
+
+use super::*;
+use crate::unpack::Unpacked;
+
+struct Home {
+    directory: tempfile::TempDir,
+    wanted: Arc<()>,
+}
+
+impl Home {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), wanted: Arc::new(()) }
+    }
+
+    fn open(&self, boot: &str) -> Store {
+        Store::open(self.directory.path(), StoreOptions::new(boot)).unwrap()
+    }
+
+    fn path(&self, path: &str) -> std::path::PathBuf {
+        self.directory.path().join(path)
+    }
+
+    /// Puts an image of one layer into the store.
+    fn add(&self, store: &Store, name: &str) -> Arc<Image> {
+        let layer = Digest::of(name.as_bytes());
+        let made = store.shared.incoming_layer().unwrap();
+        fs_err::write(made.join("fs/file"), name).unwrap();
+        let usage = Usage { bytes: 4096, inodes: 2 };
+        let unpacked = Unpacked { invented: Vec::new(), usage };
+        store.shared.commit_layer(layer, &made, &unpacked).unwrap();
+        self.name(store, name, layer)
+    }
+
+    fn name(&self, store: &Store, name: &str, layer: Digest) -> Arc<Image> {
+        let config = format!(
+            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{layer}"]}}}}"#
+        );
+        let new = NewImage {
+            id: Digest::of(config.as_bytes()).into(),
+            reference: &Reference::parse(name, None).unwrap(),
+            pulled: Digest::of(b"manifest"),
+            manifest: "{}",
+            config: &config,
+            layers: vec![layer],
+            wanted: Arc::downgrade(&self.wanted),
+        };
+        store.shared.commit_image(&new).unwrap()
+    }
+}
+
+fn tags(store: &Store) -> Vec<String> {
+    let mut tags: Vec<_> = store.list().iter().flat_map(|image| image.tags.clone()).collect();
+    tags.sort();
+    tags
+}
+
+const A: &str = "docker.io/library/a:latest";
+const B: &str = "docker.io/library/b:latest";
+
+#[test]
+fn a_restart_finds_everything_again_and_a_power_cut_what_was_synced() {
+    let home = Home::new();
+    let store = home.open("boot 1");
+    home.add(&store, "a");
+    store.sync().unwrap();
+    home.add(&store, "b");
+    let usage = store.usage();
+    drop(store);
+
+    let store = home.open("boot 1");
+    assert_eq!(tags(&store), [A, B]);
+    assert_eq!(store.usage(), usage);
+    drop(store);
+
+    let store = home.open("boot 2");
+    assert_eq!(tags(&store), [A]);
+    assert_eq!(fs_err::read_dir(home.path("layers")).unwrap().count(), 1);
+    assert_eq!(store.find("a").unwrap().unwrap().tags, [A]);
+}
+
+#[test]
+fn a_new_name_takes_the_mark_away_until_it_is_synced_too() {
+    let home = Home::new();
+    let store = home.open("boot 1");
+    let image = home.add(&store, "a");
+    store.sync().unwrap();
+    home.name(&store, "other", image.layers[0]);
+    assert_eq!(store.find("a").unwrap().unwrap().tags.len(), 2);
+    drop(store);
+    assert!(home.open("boot 2").list().is_empty());
+}
+
+#[test]
+fn damage_costs_the_damaged_item_alone() {
+    type Damage = fn(&Home, &Image);
+    let cases: [(&str, Damage); 6] = [
+        ("empty image record", |home, image| {
+            fs_err::write(home.path(&format!("images/{}.json", image.id.digest().hex())), "")
+                .unwrap();
+        }),
+        ("changed config", |home, image| {
+            let path = home.path(&format!("images/{}.json", image.id.digest().hex()));
+            let text = fs_err::read_to_string(&path).unwrap();
+            fs_err::write(&path, text.replace("amd64", "arm64")).unwrap();
+        }),
+        ("empty layer record", |home, image| {
+            let hex = image.layers[0].hex();
+            fs_err::write(home.path(&format!("layers/{hex}/layer.json")), "").unwrap();
+        }),
+        ("no layer record", |home, image| {
+            let hex = image.layers[0].hex();
+            fs_err::remove_file(home.path(&format!("layers/{hex}/layer.json"))).unwrap();
+        }),
+        ("no content", |home, image| {
+            let hex = image.layers[0].hex();
+            fs_err::remove_dir_all(home.path(&format!("layers/{hex}/fs"))).unwrap();
+        }),
+        ("no layer", |home, image| {
+            let hex = image.layers[0].hex();
+            fs_err::remove_dir_all(home.path(&format!("layers/{hex}"))).unwrap();
+        }),
+    ];
+    for (what, damage) in cases {
+        let home = Home::new();
+        let store = home.open("boot");
+        let image = home.add(&store, "a");
+        home.add(&store, "b");
+        drop(store);
+        damage(&home, &image);
+        fs_err::create_dir_all(home.path("incoming/half/fs")).unwrap();
+        fs_err::write(home.path("layers/odd"), "").unwrap();
+        fs_err::write(home.path("images/odd.synced"), "").unwrap();
+
+        let store = home.open("boot");
+        assert_eq!(tags(&store), [B], "{what}");
+        // It can come again.
+        home.add(&store, "a");
+        assert_eq!(tags(&store), [A, B], "{what}");
+        store.collect();
+        assert!(!home.path("images/odd.synced").exists());
+        assert!(!home.path("layers/odd").exists());
+    }
+}
+
+#[test]
+fn leases_of_an_earlier_process_are_renewed_before_anything_is_collected() {
+    let home = Home::new();
+    let store = home.open("boot");
+    store.collect();
+    let image = home.add(&store, "a");
+    let lease = store.lease(&image.id).unwrap();
+    let layers = lease.layers().to_vec();
+    store.remove("a").unwrap();
+    // As a killed process does: nothing is dropped.
+    std::mem::forget(lease);
+    drop(store);
+
+    let store = home.open("boot");
+    home.add(&store, "b");
+    store.remove("b").unwrap();
+    let lease = store.lease_layers(layers.clone(), image.id).unwrap();
+    // What never had an image in this process waits for a retry; age does not matter here.
+    for layer in store.shared.state().layers.values_mut() {
+        layer.waits_since = None;
+    }
+    store.collect();
+    assert!(lease.lower_directories().iter().all(|path| path.join("file").exists()));
+    assert_eq!(fs_err::read_dir(home.path("layers")).unwrap().count(), 1);
+    drop(lease);
+    assert_eq!(fs_err::read_dir(home.path("layers")).unwrap().count(), 0);
+    assert!(matches!(store.lease_layers(layers, image.id), Err(Error::NoSuchLayer { .. })));
+}
+
+#[test]
+fn a_pull_that_was_given_up_adds_no_image() {
+    let home = Home::new();
+    let store = home.open("boot");
+    let layer = home.add(&store, "a").layers[0];
+    store.remove("a").unwrap();
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{layer}"]}}}}"#
+    );
+    let given_up = NewImage {
+        id: Digest::of(config.as_bytes()).into(),
+        reference: &Reference::parse("a", None).unwrap(),
+        pulled: Digest::of(b"manifest"),
+        manifest: "{}",
+        config: &config,
+        layers: vec![layer],
+        wanted: Weak::new(),
+    };
+    let error = store.shared.commit_image(&given_up).unwrap_err();
+    assert!(matches!(error, Error::Cancelled { .. }));
+    assert!(store.list().is_empty());
+}
+
+#[test]
+fn ids_are_found_by_their_unambiguous_beginnings() {
+    let home = Home::new();
+    let store = home.open("boot");
+    for number in 0..300 {
+        home.add(&store, &format!("image{number}"));
+    }
+    let ids: Vec<_> = store.list().iter().map(|image| image.id.digest().hex()).collect();
+    for id in &ids {
+        let is_shared = ids.iter().filter(|other| other.starts_with(&id[..3])).count() > 1;
+        match store.find(&id[..3]) {
+            Err(Error::Ambiguous { .. }) => assert!(is_shared, "{id}"),
+            found => assert_eq!(found.unwrap().unwrap().id.digest().hex(), *id),
+        }
+        assert_eq!(store.find(&id[..40]).unwrap().unwrap().id.digest().hex(), *id);
+    }
+}

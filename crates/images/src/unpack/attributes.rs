@@ -1,7 +1,7 @@
 //! What a header says of an entry besides its content: owner, mode, times, extended attributes.
 
 use std::ffi::OsStr;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -10,11 +10,11 @@ use rustix::fs::{
     fchmod, fchown, fsetxattr, futimens, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
-use tar::Entry;
 use tracing::debug;
 
+use super::archive::{Member, Record, decimal, record};
+
 const PAX_XATTR: &[u8] = b"SCHILY.xattr.";
-const PAX_MTIME: &[u8] = b"mtime";
 
 #[derive(Debug)]
 pub(crate) struct Attributes {
@@ -26,35 +26,36 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    pub(crate) fn of(entry: &mut Entry<'_, impl Read>) -> io::Result<Self> {
-        let header = entry.header();
+    pub(crate) fn of(member: &Member) -> io::Result<Self> {
+        let Member { header, records, .. } = member;
         let raw = header.as_old();
-        let owner = Uid::from_raw(id(number(&raw.uid, || header.uid())?)?);
-        let group = Gid::from_raw(id(number(&raw.gid, || header.gid())?)?);
-        let mode = Mode::from_raw_mode(number(&raw.mode, || header.mode())? & 0o7777);
-        // Times before 1970 are two's complement in GNU headers.
-        let seconds = number(&raw.mtime, || header.mtime())?.cast_signed();
-        let mut attributes = Self {
-            owner,
-            group,
-            mode,
-            modified: Timespec { tv_sec: seconds, tv_nsec: 0 },
-            xattrs: Vec::new(),
+        let owner = match record(records, b"uid") {
+            Some(uid) => decimal(uid)?,
+            None => number(&raw.uid, || header.uid())?,
         };
-        if let Some(extensions) = entry.pax_extensions()? {
-            for extension in extensions {
-                let extension = extension?;
-                let (key, value) = (extension.key_bytes(), extension.value_bytes());
-                if key == PAX_MTIME {
-                    attributes.modified = time(value)?;
-                } else if let Some(name) = key.strip_prefix(PAX_XATTR)
-                    && is_kept(name)
-                {
-                    attributes.xattrs.push((name.to_vec(), value.to_vec()));
-                }
-            }
-        }
-        Ok(attributes)
+        let group = match record(records, b"gid") {
+            Some(gid) => decimal(gid)?,
+            None => number(&raw.gid, || header.gid())?,
+        };
+        let modified = match record(records, b"mtime") {
+            Some(modified) => time(modified)?,
+            // Times before 1970 are two's complement in GNU headers.
+            None => Timespec {
+                tv_sec: number(&raw.mtime, || header.mtime())?.cast_signed(),
+                tv_nsec: 0,
+            },
+        };
+        let xattr = |(key, value): &Record| {
+            let name = key.strip_prefix(PAX_XATTR).filter(|name| is_kept(name))?;
+            Some((name.to_vec(), value.clone()))
+        };
+        Ok(Self {
+            owner: Uid::from_raw(id(owner)?),
+            group: Gid::from_raw(id(group)?),
+            mode: Mode::from_raw_mode(number(&raw.mode, || header.mode())? & 0o7777),
+            modified,
+            xattrs: records.iter().filter_map(xattr).collect(),
+        })
     }
 
     /// Gives them to an open file or directory. The order matters: a new owner takes away

@@ -1,9 +1,10 @@
 //! A layer's archive becomes a directory that overlayfs can mount.
 //!
-//! The archive is foreign: the `tar` crate parses it and nothing more. Every place is found and
+//! The archive is foreign: the `tar` crate parses its headers and nothing more. Every place is found and
 //! made here, beneath the layer's root (see [`root`]). Layers are unpacked each by itself: what
 //! lower layers hold is not looked at.
 
+mod archive;
 mod attributes;
 mod name;
 mod root;
@@ -20,12 +21,12 @@ use rustix::fs::{
     symlinkat,
 };
 use rustix::io::Errno;
-use tar::{Archive, Entry, EntryType};
+use tar::EntryType;
 
+use archive::{Member, Members};
 use attributes::{Attributes, malformed};
 use name::{Meaning, Outside};
 use root::{Former, Root, look, split};
-use sparse::{Sparse, names_directory};
 
 pub(crate) use root::{is_whiteout, open_directory};
 pub use usage::Usage;
@@ -64,9 +65,9 @@ pub(crate) fn unpack(archive: impl Read, into: &Path) -> Result<Unpacked, Unpack
     let top = fd.try_clone().map_err(UnpackError::Root)?;
     let mut unpacker =
         Unpacker { root: Root::new(fd), directories: Vec::new(), buffer: vec![0; PIECE] };
-    let mut archive = Archive::new(archive);
-    for entry in archive.entries().map_err(UnpackError::Archive)? {
-        unpacker.entry(entry.map_err(UnpackError::Archive)?)?;
+    let mut members = Members::new(archive);
+    while let Some(member) = members.next().map_err(UnpackError::Archive)? {
+        unpacker.member(member, &mut members)?;
     }
     unpacker.finish(&top)
 }
@@ -79,126 +80,90 @@ struct Unpacker {
 }
 
 impl Unpacker {
-    fn entry(&mut self, mut entry: Entry<'_, impl Read>) -> Result<(), UnpackError> {
-        let header_name = entry.path_bytes().into_owned();
-        let failed = |source: io::Error, name: &[u8]| {
-            let entry = PathBuf::from(String::from_utf8_lossy(name).into_owned());
-            UnpackError::Entry { entry, source }
-        };
-        let sparse = Sparse::of(&mut entry).map_err(|error| failed(error, &header_name))?;
-        let true_name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
-        let name = true_name.as_deref().unwrap_or(&header_name);
-        let path = name::clean(name).map_err(|Outside| {
-            UnpackError::Escapes(PathBuf::from(String::from_utf8_lossy(name).into_owned()))
-        })?;
-        match name::meaning(&path) {
-            Meaning::Entry => {
-                let place = Place { path: &path, is_directory_name: names_directory(name) };
-                return match self.place(&mut entry, place, sparse) {
-                    Ok(()) => Ok(()),
-                    Err(Failure::Outside) => Err(UnpackError::Escapes(path)),
-                    Err(Failure::Io(source)) => Err(UnpackError::Entry { entry: path, source }),
-                };
+    fn member(&mut self, member: Member, data: &mut impl Read) -> Result<(), UnpackError> {
+        let shown = || PathBuf::from(String::from_utf8_lossy(&member.name).into_owned());
+        let path = name::clean(&member.name).map_err(|Outside| UnpackError::Escapes(shown()))?;
+        let done = match name::meaning(&path) {
+            Meaning::Entry => self.place(member, &path, data),
+            Meaning::Whiteout(hidden) => {
+                self.root.whiteout(&path.with_file_name(hidden)).map_err(Failure::Io)
             }
-            Meaning::Whiteout(hidden) => self.root.whiteout(&path.with_file_name(hidden)),
-            Meaning::Opaque => split(&path).and_then(|(parent, _)| self.root.opaque(parent)),
+            Meaning::Opaque => {
+                split(&path).and_then(|(parent, _)| self.root.opaque(parent)).map_err(Failure::Io)
+            }
             Meaning::Ignored => Ok(()),
-        }
-        .map_err(|error| failed(error, name))
+        };
+        done.map_err(|failure| match failure {
+            Failure::Outside => UnpackError::Escapes(path),
+            Failure::Io(source) => UnpackError::Entry { entry: path, source },
+        })
     }
 
-    fn place(
-        &mut self,
-        entry: &mut Entry<'_, impl Read>,
-        place: Place<'_>,
-        sparse: Option<Sparse>,
-    ) -> Result<(), Failure> {
-        match entry.header().entry_type() {
-            EntryType::Directory => Ok(self.directory(entry, place.path)?),
+    fn place(&mut self, member: Member, path: &Path, data: &mut impl Read) -> Result<(), Failure> {
+        match member.header.entry_type() {
+            EntryType::Directory => self.directory(&member, path)?,
             // Archives of the oldest format have no other way to say it.
-            EntryType::Regular if place.is_directory_name => Ok(self.directory(entry, place.path)?),
+            EntryType::Regular if member.name.ends_with(b"/") => self.directory(&member, path)?,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                Ok(self.file(entry, place.path, sparse)?)
+                self.file(member, path, data)?;
             }
-            EntryType::Link => self.link(entry, place.path),
-            EntryType::Symlink => Ok(self.symlink(entry, place.path)?),
-            EntryType::Char => Ok(self.node(entry, place.path, FileType::CharacterDevice)?),
-            EntryType::Block => Ok(self.node(entry, place.path, FileType::BlockDevice)?),
-            EntryType::Fifo => Ok(self.node(entry, place.path, FileType::Fifo)?),
-            // Comments for the whole archive; what matters is repeated for each entry.
-            EntryType::XGlobalHeader => Ok(()),
-            other => Err(malformed(&format!("entry type {other:?}")).into()),
+            EntryType::Link => self.link(&member, path)?,
+            EntryType::Symlink => self.symlink(&member, path)?,
+            EntryType::Char => self.node(&member, path, FileType::CharacterDevice)?,
+            EntryType::Block => self.node(&member, path, FileType::BlockDevice)?,
+            EntryType::Fifo => self.node(&member, path, FileType::Fifo)?,
+            other => return Err(malformed(&format!("entry type {other:?}")).into()),
         }
+        Ok(())
     }
 
-    fn directory(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
-        let attributes = Attributes::of(entry)?;
+    fn directory(&mut self, member: &Member, path: &Path) -> io::Result<()> {
+        let attributes = Attributes::of(member)?;
         let directory = self.root.listed_directory(path)?;
         attributes.apply(directory.as_fd())?;
         self.directories.push((path.to_owned(), attributes.modified));
         Ok(())
     }
 
-    fn file(
-        &mut self,
-        entry: &mut Entry<'_, impl Read>,
-        path: &Path,
-        sparse: Option<Sparse>,
-    ) -> io::Result<()> {
-        let attributes = Attributes::of(entry)?;
+    fn file(&mut self, member: Member, path: &Path, data: &mut impl Read) -> io::Result<()> {
+        let attributes = Attributes::of(&member)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = self.make(path, |directory, name| {
             openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
         })?;
         let file = File::from(file);
-        match sparse {
-            Some(sparse) => sparse.write(entry, &file)?,
-            None => self.copy(entry, &file)?,
+        match member.sparse {
+            Some(sparse) => sparse.write(data, &file)?,
+            None => self.copy(data, member.size, &file)?,
         }
         attributes.apply(file.as_fd())
     }
 
-    fn copy(&mut self, entry: &mut Entry<'_, impl Read>, mut file: &File) -> io::Result<()> {
-        let size = entry.size();
-        let is_sparse = entry.header().entry_type().is_gnu_sparse();
-        if is_sparse {
-            file.set_len(size)?;
-        }
+    fn copy(&mut self, data: &mut impl Read, size: u64, mut file: &File) -> io::Result<()> {
         let mut copied = 0;
         while copied < size {
-            let length = fill(entry, &mut self.buffer)?;
-            let piece = &self.buffer[..length];
+            let length = fill(data, &mut self.buffer)?;
             if length == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            // The parser fills holes with zeros; they become holes again.
-            if is_sparse && piece.iter().all(|byte| *byte == 0) {
-                io::Seek::seek(&mut file, io::SeekFrom::Current(length as i64))?;
-            } else {
-                file.write_all(piece)?;
-            }
+            file.write_all(&self.buffer[..length])?;
             copied += length as u64;
         }
         Ok(())
     }
 
-    fn symlink(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
-        let attributes = Attributes::of(entry)?;
-        let target = entry.link_name_bytes().ok_or_else(|| malformed("link"))?.into_owned();
-        self.make(path, |directory, name| symlinkat(target.as_slice(), directory, name))?;
+    fn symlink(&mut self, member: &Member, path: &Path) -> io::Result<()> {
+        let attributes = Attributes::of(member)?;
+        let target = member.link.as_slice();
+        self.make(path, |directory, name| symlinkat(target, directory, name))?;
         let (parent, name) = split(path)?;
         attributes.apply_at(self.root.directory(parent)?.as_fd(), name, true)
     }
 
-    fn node(
-        &mut self,
-        entry: &mut Entry<'_, impl Read>,
-        path: &Path,
-        kind: FileType,
-    ) -> io::Result<()> {
-        let attributes = Attributes::of(entry)?;
-        let header = entry.header();
+    fn node(&mut self, member: &Member, path: &Path, kind: FileType) -> io::Result<()> {
+        let attributes = Attributes::of(member)?;
+        let header = &member.header;
         let device = match kind {
             FileType::Fifo => 0,
             _ => makedev(
@@ -213,9 +178,8 @@ impl Unpacker {
         attributes.apply_at(self.root.directory(parent)?.as_fd(), name, false)
     }
 
-    fn link(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> Result<(), Failure> {
-        let target = entry.link_name_bytes().ok_or_else(|| malformed("link"))?;
-        let target = name::clean(&target).map_err(|Outside| Failure::Outside)?;
+    fn link(&mut self, member: &Member, path: &Path) -> Result<(), Failure> {
+        let target = name::clean(&member.link).map_err(|Outside| Failure::Outside)?;
         let (target_parent, target_name) = split(&target)?;
         // Not `directory`: what is not there shall not be made for it.
         let from = match target_parent.as_os_str().is_empty() {
@@ -270,12 +234,6 @@ impl Unpacker {
         let usage = measure(top.as_fd()).map_err(UnpackError::Root)?;
         Ok(Unpacked { invented, usage })
     }
-}
-
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    path: &'a Path,
-    is_directory_name: bool,
 }
 
 enum Failure {

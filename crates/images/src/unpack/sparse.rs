@@ -1,17 +1,14 @@
-//! Sparse files in PAX archives (GNU tar manual, "Storing Sparse Files"): formats 0.0, 0.1, 1.0.
-//!
-//! The older GNU format (type `S`) is expanded by the archive parser.
+//! Sparse files (GNU tar manual, "Storing Sparse Files"): the old GNU format, whose map the archive's
+//! reader delivers, and 0.0, 0.1 and 1.0 in PAX records.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-use tar::Entry;
-
+use super::archive::{Record, decimal};
 use super::attributes::malformed;
 
+const PREFIX: &[u8] = b"GNU.sparse.";
 const BLOCK: usize = 512;
 /// Most extents of one file; each takes 16 bytes here. GNU tar writes one per hole.
 const MOST_EXTENTS: usize = 1 << 20;
@@ -27,42 +24,34 @@ pub(crate) struct Sparse {
 }
 
 impl Sparse {
-    /// Reads the PAX extensions; none if the file is not sparse.
-    pub(crate) fn of(entry: &mut Entry<'_, impl Read>) -> io::Result<Option<Self>> {
-        match entry.pax_extensions()? {
-            None => Ok(None),
-            Some(extensions) => {
-                let mut pairs = Vec::new();
-                for extension in extensions {
-                    let extension = extension?;
-                    if let Some(key) = extension.key_bytes().strip_prefix(b"GNU.sparse.") {
-                        pairs.push((key.to_vec(), extension.value_bytes().to_vec()));
-                    }
-                }
-                Self::from_pairs(&pairs)
-            }
-        }
+    /// A file of `real_size` bytes with data at pairs of offset and length.
+    pub(crate) fn new(numbers: &[u64], real_size: u64) -> io::Result<Self> {
+        Ok(Self { name: None, real_size, map: Some(extents(numbers, real_size)?) })
     }
 
-    fn from_pairs(pairs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<Option<Self>> {
-        if pairs.is_empty() {
+    /// Reads the PAX records; none if the file is not sparse.
+    pub(crate) fn from_records(records: &[Record]) -> io::Result<Option<Self>> {
+        let prefixed =
+            |(key, value): &'_ Record| Some((key.strip_prefix(PREFIX)?.to_vec(), value.clone()));
+        let records: Vec<Record> = records.iter().filter_map(prefixed).collect();
+        if records.is_empty() {
             return Ok(None);
         }
         let mut sparse = Self::default();
         let mut numbers = Vec::new();
         let mut listed_before_data = false;
-        for (key, value) in pairs {
+        for (key, value) in &records {
             match key.as_slice() {
                 b"name" => sparse.name = Some(value.clone()),
-                b"realsize" | b"size" => sparse.real_size = number(value)?,
+                b"realsize" | b"size" => sparse.real_size = decimal(value)?,
                 b"major" => listed_before_data = value == b"1",
                 // 0.0 has a pair of records for each extent, 0.1 one list of them.
-                b"offset" | b"numbytes" => numbers.push(number(value)?),
+                b"offset" | b"numbytes" => numbers.push(decimal(value)?),
                 b"map" => {
                     numbers = value
                         .split(|byte| *byte == b',')
                         .filter(|number| !number.is_empty())
-                        .map(number)
+                        .map(decimal)
                         .collect::<io::Result<_>>()?;
                 }
                 _ => {}
@@ -111,7 +100,7 @@ fn read_map(data: &mut impl Read) -> io::Result<Vec<u64>> {
                 }
                 continue;
             }
-            let value = number(&digits)?;
+            let value = decimal(&digits)?;
             digits.clear();
             match wanted {
                 None => {
@@ -145,22 +134,15 @@ fn extents(numbers: &[u64], real_size: u64) -> io::Result<Vec<(u64, u64)>> {
     Ok(extents)
 }
 
-fn number(digits: impl AsRef<[u8]>) -> io::Result<u64> {
-    let text = str::from_utf8(digits.as_ref()).map_err(|_| malformed("sparse map"))?;
-    text.parse().map_err(|_| malformed("sparse map"))
-}
-
-/// Whether an old archive means a directory: they had no type for it, only a slash at the end.
-pub(crate) fn names_directory(name: &[u8]) -> bool {
-    name.ends_with(b"/") || Path::new(std::ffi::OsStr::from_bytes(name)).as_os_str().is_empty()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn pairs(pairs: &[(&str, &str)]) -> Vec<(Vec<u8>, Vec<u8>)> {
-        pairs.iter().map(|(key, value)| (key.as_bytes().into(), value.as_bytes().into())).collect()
+    fn records(pairs: &[(&str, &str)]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let record = |(key, value): &(&str, &str)| {
+            (format!("GNU.sparse.{key}").into_bytes(), value.as_bytes().to_vec())
+        };
+        pairs.iter().map(record).collect()
     }
 
     #[test]
@@ -169,7 +151,7 @@ mod tests {
         for (version, fields, data) in [
             (
                 "0.0",
-                pairs(&[
+                records(&[
                     ("size", "2000"),
                     ("numblocks", "2"),
                     ("offset", "0"),
@@ -179,14 +161,14 @@ mod tests {
                 ]),
                 "",
             ),
-            ("0.1", pairs(&[("size", "2000"), ("map", "0,10,1000,24")]), ""),
+            ("0.1", records(&[("size", "2000"), ("map", "0,10,1000,24")]), ""),
             (
                 "1.0",
-                pairs(&[("major", "1"), ("minor", "0"), ("realsize", "2000")]),
+                records(&[("major", "1"), ("minor", "0"), ("realsize", "2000")]),
                 "2\n0\n10\n1000\n24\n",
             ),
         ] {
-            let sparse = Sparse::from_pairs(&fields).unwrap().unwrap();
+            let sparse = Sparse::from_records(&fields).unwrap().unwrap();
             assert_eq!(sparse.real_size, 2000, "{version}");
             if data.is_empty() {
                 assert_eq!(sparse.map, map, "{version}");
@@ -197,14 +179,14 @@ mod tests {
                 assert_eq!(Some(extents(&numbers, 2000).unwrap()), map, "{version}");
             }
         }
-        assert_eq!(Sparse::from_pairs(&[]).unwrap(), None);
+        assert_eq!(Sparse::from_records(&[]).unwrap(), None);
     }
 
     #[test]
     fn maps_that_overlap_or_exceed_the_file_are_refused() {
         for map in ["0,10,5,10", "0,3000", "10", "0,10,1990,11", "a,b", "18446744073709551615,2"] {
-            let fields = pairs(&[("size", "2000"), ("map", map)]);
-            assert!(Sparse::from_pairs(&fields).is_err(), "{map}");
+            let fields = records(&[("size", "2000"), ("map", map)]);
+            assert!(Sparse::from_records(&fields).is_err(), "{map}");
         }
         let mut endless: &[u8] = &[b'1'; 4 * BLOCK];
         assert!(read_map(&mut endless).is_err());

@@ -1,5 +1,8 @@
 //! Pulls from a real registry.
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
 use cria_images::{Credentials, Error, NodeCredentials};
 use serde_json::json;
 
@@ -174,4 +177,64 @@ async fn the_nodes_credentials_serve_callers_without_any() {
     test.store.use_sources(registries, NodeCredentials::load(&path).unwrap());
     test.pull(&name).await.unwrap();
     assert!(test.pull_as(&name, user("wrong")).await.is_err());
+}
+
+/// An overlay mount that goes away with its test.
+struct Overlay(std::path::PathBuf);
+
+impl Overlay {
+    fn mount(lower: &[std::path::PathBuf], at: std::path::PathBuf) -> Self {
+        fs_err::create_dir(&at).unwrap();
+        let lower: Vec<_> = lower.iter().map(|path| path.to_str().unwrap()).collect();
+        let options = format!("lowerdir={}", lower.join(":"));
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(&at);
+        assert!(mount.status().unwrap().success());
+        Self(at)
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlayfs_shows_the_layers_as_if_unpacked_one_over_the_other() {
+    let registry = Registry::start().await;
+    let mut base = tar::Builder::new(Vec::new());
+    for (name, mode) in [("tmp/", 0o1777), ("gone/", 0o755), ("hidden/", 0o700)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(mode);
+        header.set_size(0);
+        base.append_data(&mut header, name, std::io::empty()).unwrap();
+    }
+    for name in ["gone/file", "hidden/below", "kept"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(4);
+        base.append_data(&mut header, name, &b"base"[..]).unwrap();
+    }
+    let image = TestImage::of(&[
+        base.into_inner().unwrap(),
+        tar_of(&[
+            ("tmp/x", b"top"),
+            (".wh.gone", b""),
+            ("hidden/.wh..wh..opq", b""),
+            ("hidden/above", b"top"),
+        ]),
+    ]);
+    registry.push("app:1", &image).await;
+    let test = TestStore::new(&[&registry.host]);
+    let pulled = test.pull(&format!("{}/app:1", registry.host)).await.unwrap();
+    let lease = test.store.lease(&pulled.id).unwrap();
+    let overlay = Overlay::mount(&lease.lower_directories(), test.directory.path().join("merged"));
+
+    assert_eq!(crate::support::names(&overlay.0), ["hidden", "kept", "tmp"]);
+    assert_eq!(crate::support::names(&overlay.0.join("hidden")), ["above"]);
+    assert_eq!(fs_err::read(overlay.0.join("tmp/x")).unwrap(), b"top");
+    let mode = fs_err::metadata(overlay.0.join("tmp")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o1777, "the layer that left tmp out does not change it");
 }

@@ -5,7 +5,9 @@ mod remove;
 mod run;
 mod stop;
 
-pub(super) use query::{list_pod_sandbox, matches, pod_sandbox_status, stream_pod_sandboxes};
+pub(super) use query::{
+    list_pod_sandbox, matches, metadata, pod_sandbox_status, stream_pod_sandboxes,
+};
 pub(super) use remove::remove_pod_sandbox;
 pub(super) use run::run_pod_sandbox;
 pub(super) use stop::stop_pod_sandbox;
