@@ -7,7 +7,7 @@ use harness::Scene;
 use harness::cri::{Container, Pod};
 
 /// A container's resource and where the kernel shows it, on cgroup v1 and v2.
-fn in_kernel(pod: &Pod, v1: &str, v2: &str) -> String {
+fn in_kernel(pod: &Pod, container: &Container, v1: &str, v2: &str) -> String {
     let parent = pod.config.linux.clone().unwrap_or_default().cgroup_parent;
     let (controller, v1) = v1.split_once('/').expect("controller and file");
     let name = |root: PathBuf| root.join(parent.trim_start_matches('/'));
@@ -18,7 +18,9 @@ fn in_kernel(pod: &Pod, v1: &str, v2: &str) -> String {
         (name(v2_root.join(controller)), v1)
     };
     let mut children = folder.read_dir().expect("the pod has a cgroup").flatten();
-    let child = children.find(|entry| entry.path().is_dir()).expect("the container has a cgroup");
+    let child = children
+        .find(|entry| entry.file_name().to_string_lossy().contains(&container.id))
+        .expect("the container has a cgroup");
     let text = fs_err::read_to_string(child.path().join(file)).expect("the controller is there");
     text.trim().to_owned()
 }
@@ -55,9 +57,9 @@ fn limited(scene: &Scene, name: &str) -> (Pod, Container) {
 fn resources_reach_the_kernel_and_the_status() {
     let scene = Scene::new();
     let (pod, container) = limited(&scene, "limited");
-    let memory = in_kernel(&pod, "memory/memory.limit_in_bytes", "memory.max");
+    let memory = in_kernel(&pod, &container, "memory/memory.limit_in_bytes", "memory.max");
     assert_eq!(memory, (64 << 20).to_string());
-    assert!(in_kernel(&pod, "cpu/cpu.cfs_quota_us", "cpu.max").starts_with("50000"));
+    assert!(in_kernel(&pod, &container, "cpu/cpu.cfs_quota_us", "cpu.max").starts_with("50000"));
     let told = told(&container);
     assert_eq!((told.cpu_period, told.cpu_quota, told.cpu_shares), (100_000, 50_000, 512));
     assert_eq!(told.memory_limit_in_bytes, 64 << 20);
@@ -77,11 +79,11 @@ fn an_update_changes_what_it_names_and_nothing_else_also_over_a_restart() {
         assert_eq!((told.cpu_period, told.cpu_quota, told.cpu_shares), (100_000, 50_000, 512));
         assert_eq!(told.memory_limit_in_bytes, 96 << 20);
         assert_eq!(told.cpuset_cpus, "0");
-        let memory = in_kernel(&pod, "memory/memory.limit_in_bytes", "memory.max");
+        let memory = in_kernel(&pod, &container, "memory/memory.limit_in_bytes", "memory.max");
         assert_eq!(memory, (96 << 20).to_string());
-        let quota = in_kernel(&pod, "cpu/cpu.cfs_quota_us", "cpu.max");
+        let quota = in_kernel(&pod, &container, "cpu/cpu.cfs_quota_us", "cpu.max");
         assert!(quota.starts_with("50000"), "{quota}");
-        assert_eq!(in_kernel(&pod, "cpuset/cpuset.cpus", "cpuset.cpus"), "0");
+        assert_eq!(in_kernel(&pod, &container, "cpuset/cpuset.cpus", "cpuset.cpus"), "0");
     };
     check();
     scene.kill9();
@@ -95,7 +97,7 @@ fn minus_one_takes_a_limit_away() {
     let (pod, container) = limited(&scene, "unlimited");
     let none = LinuxContainerResources { cpu_quota: -1, ..Default::default() };
     update(&scene, &container, none);
-    let quota = in_kernel(&pod, "cpu/cpu.cfs_quota_us", "cpu.max");
+    let quota = in_kernel(&pod, &container, "cpu/cpu.cfs_quota_us", "cpu.max");
     assert!(quota == "-1" || quota.starts_with("max"), "{quota}");
     assert_eq!(told(&container).memory_limit_in_bytes, 64 << 20);
 }
@@ -109,7 +111,7 @@ fn a_container_that_was_only_created_starts_with_what_it_was_given_since() {
     let limit = LinuxContainerResources { memory_limit_in_bytes: 48 << 20, ..Default::default() };
     update(&scene, &container, limit);
     container.start().expect("it starts");
-    let memory = in_kernel(&pod, "memory/memory.limit_in_bytes", "memory.max");
+    let memory = in_kernel(&pod, &container, "memory/memory.limit_in_bytes", "memory.max");
     assert_eq!(memory, (48 << 20).to_string());
     assert_eq!(told(&container).memory_limit_in_bytes, 48 << 20);
 }
