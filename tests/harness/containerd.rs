@@ -47,12 +47,27 @@ impl Containerd {
         let config = place.folder().join("config.toml");
         fs_err::write(&config, configuration(place.folder(), runc, &cni)).expect("own folder");
 
-        let mut daemon = Daemon::new("containerd", place.folder().join("containerd.log"));
-        let mut command = place.command_in_cgroup(&tool("containerd"));
-        daemon.start(command.arg("--config").arg(&config).env("PATH", path_with_tools()));
+        let daemon = Daemon::new("containerd", place.folder().join("containerd.log"));
         let cri = Cri::connect(&place.folder().join("containerd.sock"));
-        daemon.await_ready(READY, || cri.version(VersionRequest::default()).ok());
-        Self { daemon, cri, place }
+        let mut node = Self { daemon, cri, place };
+        node.resume();
+        node
+    }
+
+    /// Kills the daemon as a crash would; nothing answers until [`Containerd::resume`].
+    #[track_caller]
+    pub fn kill9(&mut self) {
+        self.daemon.kill9();
+    }
+
+    /// Starts the daemon again and waits until it answers.
+    #[track_caller]
+    pub fn resume(&mut self) {
+        let mut command = self.place.command_in_cgroup(&tool("containerd"));
+        let config = self.place.folder().join("config.toml");
+        self.daemon.start(command.arg("--config").arg(config).env("PATH", path_with_tools()));
+        let cri = &self.cri;
+        self.daemon.await_ready(READY, || cri.version(VersionRequest::default()).ok());
     }
 
     pub fn cri(&self) -> &Cri {

@@ -59,6 +59,9 @@ impl Registry {
     }
 
     fn start_with(private: bool) -> Self {
+        // Another crate of the workspace builds reqwest with TLS and leaves this to its users; when
+        // it is done already it need not be done again.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::Builder::new().prefix("cria-registry-").tempdir();
         let folder = folder.expect("the temporary folder is writable");
         let mut registry = Self {

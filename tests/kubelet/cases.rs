@@ -1,0 +1,39 @@
+//! What is tried, by subject. A case puts its own pods up and looks at them.
+
+pub mod network;
+
+use std::env;
+
+use anyhow::Result;
+
+use crate::site::Site;
+
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub name: &'static str,
+    pub check: fn(&Site) -> Result<()>,
+    /// Not asked of other runtimes, which do it differently.
+    pub cria_only: bool,
+}
+
+impl Case {
+    /// Whether it is among those asked for.
+    pub fn is_wanted(&self) -> bool {
+        env::var("CRIA_KUBELET_ONLY").map_or(true, |word| self.name.contains(&word))
+    }
+}
+
+/// A case that any runtime has to pass.
+const fn case(name: &'static str, check: fn(&Site) -> Result<()>) -> Case {
+    Case { name, check, cria_only: false }
+}
+
+/// A case for cria alone.
+const fn ours(name: &'static str, check: fn(&Site) -> Result<()>) -> Case {
+    Case { name, check, cria_only: true }
+}
+
+/// Those that look at pods of their own, in any order and beside one another.
+pub fn single_pods() -> Vec<Case> {
+    [network::CASES].into_iter().flatten().copied().collect()
+}

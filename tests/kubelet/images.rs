@@ -1,0 +1,63 @@
+//! The images of the pods, in a registry that lets everybody in and one that does not.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use harness::busybox::{busybox, busybox_layer};
+use harness::registry::{ALICE, Pushed};
+use harness::{Layer, Registry};
+use serde_json::{Value, json};
+
+use crate::process::free_port;
+
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// What nearly every pod runs.
+    pub busybox: String,
+    pub pushed: Pushed,
+    /// Its user is a name.
+    pub named_user: String,
+    /// Its user is 1000:1000.
+    pub numbered_user: String,
+    /// Used by one pod all the time.
+    pub used: String,
+    /// Used by a pod that goes, and by none at all.
+    pub unused: [String; 2],
+    /// In the registry that asks for a password.
+    pub private: String,
+    /// Of a registry that nobody runs.
+    pub unreachable: String,
+    /// In no registry.
+    pub missing: String,
+}
+
+impl Images {
+    pub fn push(registry: &Registry, private: &Registry) -> Self {
+        let pushed = registry.push("busybox:1", &busybox());
+        let marked = |name: &str| {
+            let image = busybox().layer(Layer::new().file("mark", 0o644, name));
+            registry.push(&format!("{name}:1"), &image).reference
+        };
+        let of_user = |name: &str, user: &str| {
+            let image = harness::Image::new().layer(busybox_layer()).user(user);
+            registry.push(&format!("{name}:1"), &image).reference
+        };
+        Self {
+            busybox: pushed.reference.clone(),
+            pushed,
+            named_user: of_user("named-user", "default-user"),
+            numbered_user: of_user("numbered-user", "1000:1000"),
+            used: marked("used"),
+            unused: [marked("used-once"), marked("used-never")],
+            private: private.push("secret:1", &busybox()).reference,
+            unreachable: format!("127.0.0.1:{}/nothing:1", free_port()),
+            missing: registry.reference("missing:1"),
+        }
+    }
+}
+
+/// The `config.json` that gives the kubelet the password of `private`.
+pub fn node_credentials(private: &Registry) -> Value {
+    let (name, password) = ALICE;
+    let auth = BASE64_STANDARD.encode(format!("{name}:{password}"));
+    json!({ "auths": { private.address(): { "auth": auth } } })
+}

@@ -1,0 +1,73 @@
+//! What the kubelet runs its pods on: cria, or containerd to see whether a failure is cria's.
+
+use std::env;
+use std::path::PathBuf;
+
+use harness::place::Place;
+use harness::{Containerd, Cri, Node, Registry, tools};
+
+/// Where containerd's pause image comes from.
+const PAUSE_HOST: &str = "registry.k8s.io";
+
+pub enum Runtime {
+    Cria(Box<Node>),
+    Containerd(Box<Containerd>),
+}
+
+impl Runtime {
+    /// As `$CRIA_KUBELET_PEER` says; cria if it says nothing. Images come from `registry` and from
+    /// `private`.
+    pub fn start(registry: &Registry, private: &Registry) -> Self {
+        let peer = env::var("CRIA_KUBELET_PEER").unwrap_or_else(|_| "cria".to_owned());
+        match peer.as_str() {
+            "cria" => {
+                Self::Cria(Box::new(Node::setup().registry(registry).registry(private).start()))
+            }
+            "containerd" => {
+                harness::critest_images::push_pause(registry);
+                let runc = tools::tool("runc");
+                Self::Containerd(Box::new(Containerd::start(&runc, registry, &[PAUSE_HOST])))
+            }
+            other => panic!("CRIA_KUBELET_PEER is cria or containerd, not {other}"),
+        }
+    }
+
+    pub fn is_cria(&self) -> bool {
+        matches!(self, Self::Cria(_))
+    }
+
+    pub fn cri(&self) -> &Cri {
+        match self {
+            Self::Cria(node) => node.cri(),
+            Self::Containerd(node) => node.cri(),
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        match self {
+            Self::Cria(node) => node.socket(),
+            Self::Containerd(node) => node.socket(),
+        }
+    }
+
+    pub fn place(&self) -> &Place {
+        match self {
+            Self::Cria(node) => node.place(),
+            Self::Containerd(node) => node.place(),
+        }
+    }
+
+    pub fn kill9(&mut self) {
+        match self {
+            Self::Cria(node) => node.kill9(),
+            Self::Containerd(node) => node.kill9(),
+        }
+    }
+
+    pub fn resume(&mut self) {
+        match self {
+            Self::Cria(node) => node.resume(),
+            Self::Containerd(node) => node.resume(),
+        }
+    }
+}
