@@ -1,6 +1,13 @@
 //! What is tried, by subject. A case puts its own pods up and looks at them.
 
+pub mod life;
+pub mod logs;
 pub mod network;
+pub mod probes;
+pub mod pulls;
+pub mod resources;
+pub mod security;
+pub mod volumes;
 
 use std::env;
 
@@ -35,5 +42,18 @@ const fn ours(name: &'static str, check: fn(&Site) -> Result<()>) -> Case {
 
 /// Those that look at pods of their own, in any order and beside one another.
 pub fn single_pods() -> Vec<Case> {
-    [network::CASES].into_iter().flatten().copied().collect()
+    [
+        network::CASES,
+        life::CASES,
+        probes::CASES,
+        volumes::CASES,
+        security::CASES,
+        resources::CASES,
+        logs::CASES,
+        pulls::CASES,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+    .collect()
 }

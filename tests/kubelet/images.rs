@@ -18,6 +18,8 @@ pub struct Images {
     pub named_user: String,
     /// Its user is 1000:1000.
     pub numbered_user: String,
+    /// Its stop signal is SIGUSR1.
+    pub stops_by_usr1: String,
     /// Used by one pod all the time.
     pub used: String,
     /// Used by a pod that goes, and by none at all.
@@ -46,6 +48,9 @@ impl Images {
             pushed,
             named_user: of_user("named-user", "default-user"),
             numbered_user: of_user("numbered-user", "1000:1000"),
+            stops_by_usr1: registry
+                .push("stops-by-usr1:1", &busybox().stop_signal("SIGUSR1"))
+                .reference,
             used: marked("used"),
             unused: [marked("used-once"), marked("used-never")],
             private: private.push("secret:1", &busybox()).reference,

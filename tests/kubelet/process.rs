@@ -157,10 +157,10 @@ impl Api {
     }
 
     /// Runs `command` in a container, as ExecSync does; the answer is what it wrote.
-    pub fn run(&self, pod: &str, container: &str, command: &[&str]) -> Result<String> {
-        let query = command.iter().map(|word| ("cmd", *word));
+    pub fn run(&self, pod: &str, container: &str, command: &str) -> Result<String> {
         let url = format!("{}/run/default/{pod}/{container}", self.address);
-        let url = reqwest::Url::parse_with_params(&url, query)?;
+        // The kubelet splits it at its spaces.
+        let url = reqwest::Url::parse_with_params(&url, [("cmd", command)])?;
         self.answer("/run", self.client.post(url))
     }
 

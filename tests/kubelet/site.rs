@@ -1,12 +1,16 @@
 //! What a check works with: pods put into the kubelet's folder, and what the kubelet says of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cria_proto::{
+    ContainerFilter, ContainerState, ContainerStateValue, ListContainersRequest,
+    ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, PodSandboxStateValue,
+};
 use harness::Cri;
 use serde_json::{Value, json};
 
@@ -114,10 +118,31 @@ impl Site {
         let _ = fs_err::remove_file(self.manifest(name));
     }
 
-    pub fn await_gone(&self, name: &str, limit: Duration) -> Result<()> {
-        let gone = |seen: &Seen| (!seen.now.contains_key(name)).then_some(());
-        self.when(limit, gone)
-            .with_context(|| format!("{name} is still there: {:#}", self.now(name)))
+    /// Waits until nothing of the pod runs. The kubelet no longer lists it by then, so the runtime
+    /// is asked.
+    pub fn await_gone(&self, pod: &Value) -> Result<()> {
+        let uid = uid(pod);
+        let gone = harness::wait::within(LIMIT, || self.runs_nothing(&uid).ok()?.then_some(()));
+        gone.with_context(|| format!("{} still runs", pod["metadata"]["name"]))
+    }
+
+    /// Whether no container of the pod runs and its sandbox is not ready, or gone.
+    fn runs_nothing(&self, uid: &str) -> Result<bool> {
+        let labels = BTreeMap::from([("io.kubernetes.pod.uid".to_owned(), uid.to_owned())]);
+        let state = ContainerStateValue { state: ContainerState::ContainerRunning.into() };
+        let filter = ContainerFilter {
+            state: Some(state),
+            label_selector: labels.clone(),
+            ..Default::default()
+        };
+        let containers =
+            self.cri.list_containers(ListContainersRequest { filter: Some(filter) })?.containers;
+        let state = PodSandboxStateValue { state: PodSandboxState::SandboxReady.into() };
+        let filter =
+            PodSandboxFilter { state: Some(state), label_selector: labels, ..Default::default() };
+        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let sandboxes = self.cri.list_pod_sandbox(request)?.items;
+        Ok(containers.is_empty() && sandboxes.is_empty())
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -192,8 +217,8 @@ impl Site {
         Ok(())
     }
 
-    /// Runs `command` in a container, through the kubelet.
-    pub fn exec(&self, name: &str, container: &str, command: &[&str]) -> Result<String> {
+    /// Runs `command`, words between single spaces, in a container through the kubelet.
+    pub fn exec(&self, name: &str, container: &str, command: &str) -> Result<String> {
         self.api.run(&format!("{name}-{NODE_NAME}"), container, command)
     }
 
