@@ -6,6 +6,9 @@ use harness::scene::{OBEDIENT, SOON, Scene, push_busybox, refused};
 use harness::{Image, Layer, Node, Registry};
 use tonic::{Code, Status};
 
+/// What the message is to name, and how the request is spoilt.
+type Spoil<T> = (&'static str, fn(&mut T));
+
 fn run(node: &Node, config: PodSandboxConfig) -> Result<String, Status> {
     let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
     node.cri().run_pod_sandbox(request).map(|answer| answer.pod_sandbox_id)
@@ -26,7 +29,7 @@ fn a_pod_without_metadata_is_refused() {
     let mut scene = Scene::new();
     let nothing = RunPodSandboxRequest::default();
     refused(scene.cri().run_pod_sandbox(nothing), Code::InvalidArgument);
-    let spoil: [(&str, fn(&mut PodSandboxMetadata)); 3] = [
+    let spoil: [Spoil<PodSandboxMetadata>; 3] = [
         ("name", |metadata| metadata.name.clear()),
         ("namespace", |metadata| metadata.namespace.clear()),
         ("uid", |metadata| metadata.uid.clear()),
@@ -48,7 +51,7 @@ fn a_pod_without_metadata_is_refused() {
 fn a_container_that_asks_for_nonsense_is_refused() {
     let mut scene = Scene::new();
     let pod = scene.host("nonsense");
-    let spoil: [(&str, fn(&mut ContainerConfig)); 5] = [
+    let spoil: [Spoil<ContainerConfig>; 5] = [
         ("metadata", |config| config.metadata = None),
         ("image", |config| config.image = None),
         ("log", |config| config.log_path = "../../escape.log".to_owned()),
@@ -119,7 +122,7 @@ fn an_image_that_does_not_exist_is_not_found() {
     }
     let digest = image.by_digest.replace(&image.digest[7..17], "0123456789");
     refused(pull(&node, &digest), Code::NotFound);
-    for wrong in ["", "UPPER/case", "a b", "x@sha256:12", "http://x/y"] {
+    for wrong in ["", "lower/UPPER", "a b", "x@sha256:12", "http://x/y"] {
         refused(pull(&node, wrong), Code::InvalidArgument);
     }
     no_images(&node);

@@ -1,11 +1,11 @@
 //! The life of pods and containers, as a kubelet leads them through it.
 
-use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cria_proto::*;
+use fs_err as fs;
 use harness::scene::{SOON, Scene, refused};
 use harness::until;
 use tonic::Code;
