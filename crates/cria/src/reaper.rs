@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 /// Much longer than anybody needs to wait for a child that has ended.
-const ROUND: Duration = Duration::from_secs(10);
+const ROUND: Duration = Duration::from_secs(2);
 
 pub(crate) async fn reap_strangers() {
     let Ok(mut children) = signal(SignalKind::child()) else { return };

@@ -88,9 +88,11 @@ async fn make(
         .await
         .map_err(|error| Error::io(format!("write the record of container {id}"), error))?;
 
-    let lease = prepare_bundle(node, id, creation, &record).await?;
+    let bundle = prepare_bundle(node, id, creation, &record).await?;
     let container = Arc::new(Container::of(node, record));
-    container.held().lease = Some(lease);
+    container.held().lease = Some(bundle.lease);
+    // The spec may name it by our descriptor: held until the process is made.
+    let _pid_namespace = bundle.pid_namespace;
     container.create_process(node).await?;
     Ok(container)
 }
@@ -147,16 +149,22 @@ async fn prepare_bundle(
     id: &ContainerId,
     creation: Creation,
     record: &Checkpoint<Record>,
-) -> Result<Lease, Error> {
+) -> Result<Prepared, Error> {
     let bundle = Bundle { node: Arc::clone(node), id: id.clone(), creation };
-    let (lease, user) = spawn_blocking(move || bundle.prepare())
+    let (prepared, user) = spawn_blocking(move || bundle.prepare())
         .await
         .map_err(|panic| Error::internal("prepare a bundle", panic))??;
     record
         .change(|record| record.user = Some(user))
         .await
         .map_err(|error| Error::io(format!("write the record of container {id}"), error))?;
-    Ok(lease)
+    Ok(prepared)
+}
+
+/// What the bundle's files rely on.
+struct Prepared {
+    lease: Lease,
+    pid_namespace: Option<PidNamespaceFile>,
 }
 
 struct Bundle {
@@ -167,7 +175,7 @@ struct Bundle {
 
 impl Bundle {
     /// Blocking.
-    fn prepare(self) -> Result<(Lease, spec::user::User), Error> {
+    fn prepare(self) -> Result<(Prepared, spec::user::User), Error> {
         let bundle = self.node.paths.container_run(&self.id);
         let failed = |action: &'static str| {
             let id = self.id.clone();
@@ -183,7 +191,8 @@ impl Bundle {
         let (spec, user) = self.spec()?;
         let text = serde_json::to_vec(&spec).map_err(|error| failed("write the spec")(error.into()))?;
         checkpoint::replace(&bundle.join("config.json"), &text).map_err(failed("write the spec"))?;
-        Ok((self.creation.lease, user))
+        let Creation { lease, pid_namespace, .. } = self.creation;
+        Ok((Prepared { lease, pid_namespace }, user))
     }
 
     fn spec(&self) -> Result<(oci_spec::runtime::Spec, spec::user::User), Error> {
