@@ -20,6 +20,8 @@ mod images;
 mod process;
 #[path = "kubelet/report.rs"]
 mod report;
+#[path = "kubelet/restarts.rs"]
+mod restarts;
 #[path = "kubelet/runtime.rs"]
 mod runtime;
 #[path = "kubelet/site.rs"]
@@ -72,7 +74,7 @@ fn a_kubelet_runs_its_pods() {
         let (site, report) = (&site, &report);
         scope.spawn(move || site.watch(&stop_watching));
         scope.spawn(move || report.beat(&stop_beating));
-        Stages { site, report, registry: &registry, private: &private, kubelet, runtime }.run();
+        Stages { site, report, kubelet, runtime }.run();
     });
     let passed = report.finish();
     // What they have to say of requests that failed was asked for.

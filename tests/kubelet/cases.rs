@@ -7,6 +7,8 @@ pub mod probes;
 pub mod pulls;
 pub mod resources;
 pub mod security;
+pub mod standing;
+pub mod stats;
 pub mod volumes;
 
 use std::env;
@@ -24,10 +26,14 @@ pub struct Case {
 }
 
 impl Case {
-    /// Whether it is among those asked for.
     pub fn is_wanted(&self) -> bool {
-        env::var("CRIA_KUBELET_ONLY").map_or(true, |word| self.name.contains(&word))
+        is_wanted(self.name)
     }
+}
+
+/// Whether the row of this name is among those asked for.
+pub fn is_wanted(name: &str) -> bool {
+    env::var("CRIA_KUBELET_ONLY").map_or(true, |word| name.contains(&word))
 }
 
 /// A case that any runtime has to pass.
@@ -38,6 +44,11 @@ const fn case(name: &'static str, check: fn(&Site) -> Result<()>) -> Case {
 /// A case for cria alone.
 const fn ours(name: &'static str, check: fn(&Site) -> Result<()>) -> Case {
     Case { name, check, cria_only: true }
+}
+
+/// Those that take their time, after the restarts and with the statistics of the CRI.
+pub fn at_length() -> Vec<Case> {
+    standing::CASES.iter().chain(stats::CASES).copied().collect()
 }
 
 /// Those that look at pods of their own, in any order and beside one another.

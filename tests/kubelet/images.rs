@@ -53,7 +53,9 @@ impl Images {
                 .reference,
             used: marked("used"),
             unused: [marked("used-once"), marked("used-never")],
-            private: private.push("secret:1", &busybox()).reference,
+            private: private
+                .push("secret:1", &busybox().layer(Layer::new().file("mark", 0o644, "secret")))
+                .reference,
             unreachable: format!("127.0.0.1:{}/nothing:1", free_port()),
             missing: registry.reference("missing:1"),
         }

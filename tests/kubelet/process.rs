@@ -22,6 +22,12 @@ const ENDED: Duration = Duration::from_secs(60);
 /// Logs above this are rotated, at the next of the kubelet's looks at them.
 const LOG_SIZE: &str = "64Ki";
 
+/// Where the kubelet links logs for others to find, whatever it is told.
+const LINKS: &str = "/var/log/containers";
+
+/// What it makes beside its root, parents first.
+const ELSEWHERE: [&str; 3] = [LINKS, "/var/lib/kubelet", "/var/lib/kubelet/device-plugins"];
+
 /// Who provides the metrics of pods.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stats {
@@ -36,6 +42,8 @@ pub struct Kubelet {
     files: Files,
     port: u16,
     api: Api,
+    /// Folders that were not there before, parents first.
+    made: Vec<PathBuf>,
 }
 
 /// Where the kubelet finds and leaves what is its own, all under one folder.
@@ -89,7 +97,8 @@ impl Kubelet {
         let client = client.expect("the client's settings are constant");
         let daemon = Daemon::new("kubelet", files.folder.join("kubelet.log"));
         let api = Api { client, address: format!("https://127.0.0.1:{port}") };
-        Self { daemon, files, port, api }
+        let made = ELSEWHERE.iter().map(PathBuf::from).filter(|path| !path.exists()).collect();
+        Self { daemon, files, port, api, made }
     }
 
     /// Starts it and waits until it serves.
@@ -111,6 +120,16 @@ impl Kubelet {
     /// Ends it as systemd would: its pods go on.
     pub fn stop(&mut self) {
         self.daemon.terminate(ENDED);
+    }
+
+    fn remove_links(&self) {
+        for link in Path::new(LINKS).read_dir().into_iter().flatten().flatten() {
+            let target = link.path().read_link().unwrap_or_default();
+            if target.starts_with(&self.files.folder) {
+                // It goes by itself with a container that goes now.
+                let _ = fs_err::remove_file(link.path());
+            }
+        }
     }
 
     pub fn api(&self) -> &Api {
@@ -136,6 +155,11 @@ impl Drop for Kubelet {
     fn drop(&mut self) {
         if self.daemon.runs() {
             self.daemon.kill9();
+        }
+        self.remove_links();
+        for folder in self.made.iter().rev() {
+            // Another kubelet on this machine may use it by now.
+            let _ = fs_err::remove_dir(folder);
         }
     }
 }

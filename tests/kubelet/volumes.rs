@@ -11,7 +11,7 @@ pub const CASES: &[Case] = &[
     case("hostPath: folders, files, made and found, read-only", host_paths),
     case("subPath and subPathExpr", sub_paths),
     case("variables from fields and resources", variables),
-    case("downward API and projected volumes", downward),
+    case("a downward API volume", downward),
     case("a mount made on the host later is seen inside", propagation),
 ];
 
@@ -146,19 +146,12 @@ fn variables(site: &Site) -> Result<()> {
 fn downward(site: &Site) -> Result<()> {
     let item =
         |path: &str, field: &str| json!({ "path": path, "fieldRef": { "fieldPath": field } });
-    let list = mounts(json!([
-        { "name": "plain", "mountPath": "/plain" },
-        { "name": "projected", "mountPath": "/projected", "readOnly": true },
-    ]));
-    let script = "cat /plain/labels; echo; cat /projected/in/name; echo; \
-                  touch /projected/new 2>&- || echo read-only; echo end; sleep 10000";
+    let list = mounts(json!([{ "name": "told", "mountPath": "/told" }]));
+    let script = "cat /told/labels; echo; cat /told/in/name; echo; \
+                  touch /told/new 2>&- || echo read-only; echo end; sleep 10000";
+    let items = [item("labels", "metadata.labels"), item("in/name", "metadata.name")];
     let spec = json!({
-        "volumes": [
-            { "name": "plain", "downwardAPI": { "items": [item("labels", "metadata.labels")] } },
-            { "name": "projected", "projected": { "sources": [
-                { "downwardAPI": { "items": [item("in/name", "metadata.name")] } },
-            ]}},
-        ],
+        "volumes": [{ "name": "told", "downwardAPI": { "items": items } }],
         "containers": [with(site.sh("main", script), list)],
     });
     site.apply("downward", spec);
