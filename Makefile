@@ -22,8 +22,8 @@ test: ## everything: build, lints, unit and integration tests, a kubelet, confor
 demo: setup build ## a pod's life, shown step by step
 	@tests/demo
 
-kubelet: setup build ## a real kubelet runs its pods on cria
-	@tests/run kubelet
+kubelet: setup build ## a real kubelet runs its pods on cria (PEER=containerd: on containerd instead)
+	@CRIA_KUBELET_PEER=$(or $(PEER),cria) tests/run kubelet
 
 conformance: setup build ## the CRI conformance suite (PEER=containerd: on containerd instead)
 	@CRIA_CONFORMANCE_PEER=$(or $(PEER),cria) tests/run conformance

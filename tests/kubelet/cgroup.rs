@@ -10,7 +10,7 @@ use crate::site::{Site, container_id, read, status, uid};
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// Makes `name` in every hierarchy: the kubelet does not make its own root.
-pub fn make(name: &str) {
+pub(crate) fn make(name: &str) {
     let name = name.trim_start_matches('/');
     if Path::new(ROOT).join("cgroup.procs").exists() {
         fs_err::create_dir_all(Path::new(ROOT).join(name)).expect("tests run as root");
@@ -39,29 +39,44 @@ fn inherit_cpuset(parent: &Path, group: &Path) {
 }
 
 /// The processes of a container.
-pub fn container_pids(site: &Site, pod: &Value, container: &str) -> Vec<u32> {
+pub(crate) fn container_pids(site: &Site, pod: &Value, container: &str) -> Vec<u32> {
     let id = container_id(status(pod, container));
     let groups = pod_groups(site, pod).into_iter();
     let groups = groups.filter(|path| !id.is_empty() && path.to_string_lossy().contains(&id));
-    let mut pids: Vec<_> = groups.flat_map(|group| pids(&group)).collect();
-    pids.sort_unstable();
-    pids
+    groups.flat_map(|group| pids(&group)).collect()
+}
+
+/// The first process of a container: of those that none of the others began, the oldest.
+pub(crate) fn init(site: &Site, pod: &Value, container: &str) -> Option<u32> {
+    let pids = container_pids(site, pod, container);
+    let roots = pids.iter().filter_map(|&pid| {
+        let (parent, begun) = parent_and_begin(pid)?;
+        (!pids.contains(&parent)).then_some((begun, pid))
+    });
+    roots.min().map(|(_, pid)| pid)
+}
+
+/// Who began a process, and when; nothing if it is gone by now.
+fn parent_and_begin(pid: u32) -> Option<(u32, u64)> {
+    let stat = read(format!("/proc/{pid}/stat")).ok()?;
+    // After the name in brackets: state, parent ... and as the 20th the time of its begin.
+    let fields: Vec<_> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    Some((fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?))
 }
 
 /// All processes of a pod.
-pub fn pod_pids(site: &Site, pod: &Value) -> Vec<u32> {
+pub(crate) fn pod_pids(site: &Site, pod: &Value) -> Vec<u32> {
     pod_groups(site, pod).iter().flat_map(|group| pids(group)).collect()
 }
 
 /// The value of the first of `files` there is, in the cgroup of a container's first process.
-pub fn value(site: &Site, pod: &Value, container: &str, files: &[&str]) -> Result<String> {
-    let pids = container_pids(site, pod, container);
-    let pid = pids.first().with_context(|| format!("{container} has no process"))?;
-    of_process(*pid, files)
+pub(crate) fn value(site: &Site, pod: &Value, container: &str, files: &[&str]) -> Result<String> {
+    let pid = init(site, pod, container).with_context(|| format!("{container} has no process"))?;
+    of_process(pid, files)
 }
 
 /// The same in the cgroup of a process.
-pub fn of_process(pid: u32, files: &[&str]) -> Result<String> {
+pub(crate) fn of_process(pid: u32, files: &[&str]) -> Result<String> {
     let table = read(format!("/proc/{pid}/cgroup"))?;
     // "4:memory:/path" with v1, "0::/path" with v2.
     let groups = table.lines().filter_map(|line| {
@@ -77,7 +92,7 @@ pub fn of_process(pid: u32, files: &[&str]) -> Result<String> {
 }
 
 /// What is there of pods beneath the kubelet's cgroup.
-pub fn of_pods(site: &Site) -> Vec<PathBuf> {
+pub(crate) fn of_pods(site: &Site) -> Vec<PathBuf> {
     let mut found = vec![];
     for hierarchy in fs_err::read_dir(ROOT).into_iter().flatten().flatten() {
         collect(&hierarchy.path().join(site.cgroup.trim_start_matches('/')), &mut found);

@@ -10,30 +10,30 @@ use serde_json::{Value, json};
 use crate::process::free_port;
 
 #[derive(Clone, Debug)]
-pub struct Images {
+pub(crate) struct Images {
     /// What nearly every pod runs.
-    pub busybox: String,
-    pub pushed: Pushed,
+    pub(crate) busybox: String,
+    pub(crate) pushed: Pushed,
     /// Its user is a name.
-    pub named_user: String,
+    pub(crate) named_user: String,
     /// Its user is 1000:1000.
-    pub numbered_user: String,
+    pub(crate) numbered_user: String,
     /// Its stop signal is SIGUSR1.
     pub stops_by_usr1: String,
     /// Used by one pod all the time.
-    pub used: String,
+    pub(crate) used: String,
     /// Used by a pod that goes, and by none at all.
-    pub unused: [String; 2],
+    pub(crate) unused: [String; 2],
     /// In the registry that asks for a password.
-    pub private: String,
+    pub(crate) private: String,
     /// Of a registry that nobody runs.
-    pub unreachable: String,
+    pub(crate) unreachable: String,
     /// In no registry.
-    pub missing: String,
+    pub(crate) missing: String,
 }
 
 impl Images {
-    pub fn push(registry: &Registry, private: &Registry) -> Self {
+    pub(crate) fn push(registry: &Registry, private: &Registry) -> Self {
         let pushed = registry.push("busybox:1", &busybox());
         let marked = |name: &str| {
             let image = busybox().layer(Layer::new().file("mark", 0o644, name));
@@ -63,7 +63,7 @@ impl Images {
 }
 
 /// The `config.json` that gives the kubelet the password of `private`.
-pub fn node_credentials(private: &Registry) -> Value {
+pub(crate) fn node_credentials(private: &Registry) -> Value {
     let (name, password) = ALICE;
     let auth = BASE64_STANDARD.encode(format!("{name}:{password}"));
     json!({ "auths": { private.address(): { "auth": auth } } })

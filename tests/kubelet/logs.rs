@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Case, case};
 use crate::site::{LIMIT, Site, read, restarts, with};
 
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     case("logs: both streams, long lines, no last newline, the tail", reading),
     case("a create that fails five times stays at attempt 0, without a log", failing_create),
 ];

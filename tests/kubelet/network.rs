@@ -11,7 +11,7 @@ use super::{Case, case};
 use crate::process::free_port;
 use crate::site::{Site, ip, read, with};
 
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     case("bridge network: the address of the status answers", bridge),
     case("host network: the node's address, network and names", host_network),
     case("containers of a pod talk over localhost", localhost),

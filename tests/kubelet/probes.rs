@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Case, case};
 use crate::site::{Site, restarts, status, with};
 
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     case("exec, HTTP and TCP probes pass", passing),
     case("a readiness probe turns, and turns back", turning),
     case("a failing liveness probe restarts the container", failing),

@@ -14,7 +14,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 
 /// Static pods are called after themselves and their node.
-pub const NODE_NAME: &str = "node";
+pub(crate) const NODE_NAME: &str = "node";
 
 const READY: Duration = Duration::from_secs(60);
 const ENDED: Duration = Duration::from_secs(60);
@@ -30,14 +30,14 @@ const ELSEWHERE: [&str; 3] = [LINKS, "/var/lib/kubelet", "/var/lib/kubelet/devic
 
 /// Who provides the metrics of pods.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Stats {
+pub(crate) enum Stats {
     /// The default: cAdvisor for the node, the CRI for containers.
     Default,
     /// `PodAndContainerStatsFromCRI`.
     FromCri,
 }
 
-pub struct Kubelet {
+pub(crate) struct Kubelet {
     daemon: Daemon,
     files: Files,
     port: u16,
@@ -48,19 +48,19 @@ pub struct Kubelet {
 
 /// Where the kubelet finds and leaves what is its own, all under one folder.
 #[derive(Clone)]
-pub struct Files {
+pub(crate) struct Files {
     folder: PathBuf,
 }
 
 /// The kubelet's HTTP API.
 #[derive(Clone)]
-pub struct Api {
+pub(crate) struct Api {
     client: Client,
     address: String,
 }
 
 impl Files {
-    pub fn new(folder: &Path) -> Self {
+    pub(crate) fn new(folder: &Path) -> Self {
         let files = Self { folder: folder.to_owned() };
         for path in [files.root(), files.manifests(), files.pod_logs(), files.plugins()] {
             fs_err::create_dir_all(path).expect("own folder");
@@ -68,15 +68,15 @@ impl Files {
         files
     }
 
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.folder.join("root")
     }
 
-    pub fn manifests(&self) -> PathBuf {
+    pub(crate) fn manifests(&self) -> PathBuf {
         self.folder.join("manifests")
     }
 
-    pub fn pod_logs(&self) -> PathBuf {
+    pub(crate) fn pod_logs(&self) -> PathBuf {
         self.folder.join("pods")
     }
 
@@ -88,7 +88,7 @@ impl Files {
 impl Kubelet {
     /// A kubelet that does not run yet, on the runtime behind `socket`. Its pods' cgroups are
     /// `cgroup`/kubepods.
-    pub fn new(files: Files, socket: &Path, cgroup: &str) -> Self {
+    pub(crate) fn new(files: Files, socket: &Path, cgroup: &str) -> Self {
         let port = free_port();
         let config = configuration(&files, socket, cgroup, port);
         fs_err::write(files.folder.join("config.yaml"), config.to_string()).expect("own folder");
@@ -102,7 +102,7 @@ impl Kubelet {
     }
 
     /// Starts it and waits until it serves.
-    pub fn start(&mut self, stats: Stats) {
+    pub(crate) fn start(&mut self, stats: Stats) {
         let folder = &self.files.folder;
         let mut command = Command::new(tool("kubelet"));
         command
@@ -118,7 +118,7 @@ impl Kubelet {
     }
 
     /// Ends it as systemd would: its pods go on.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.daemon.terminate(ENDED);
     }
 
@@ -132,15 +132,11 @@ impl Kubelet {
         }
     }
 
-    pub fn api(&self) -> &Api {
+    pub(crate) fn api(&self) -> &Api {
         &self.api
     }
 
-    pub fn files(&self) -> &Files {
-        &self.files
-    }
-
-    pub fn log_file(&self) -> PathBuf {
+    pub(crate) fn log_file(&self) -> PathBuf {
         self.daemon.log_file().to_owned()
     }
 }
@@ -166,22 +162,22 @@ impl Drop for Kubelet {
 
 impl Api {
     /// The pods the kubelet has, with their statuses.
-    pub fn pods(&self) -> Result<Vec<Value>> {
+    pub(crate) fn pods(&self) -> Result<Vec<Value>> {
         let mut list = self.json("/pods")?;
         Ok(serde_json::from_value(list["items"].take()).unwrap_or_default())
     }
 
-    pub fn json(&self, path: &str) -> Result<Value> {
+    pub(crate) fn json(&self, path: &str) -> Result<Value> {
         let text = self.text(path)?;
         serde_json::from_str(&text).with_context(|| format!("{path}: {text}"))
     }
 
-    pub fn text(&self, path: &str) -> Result<String> {
+    pub(crate) fn text(&self, path: &str) -> Result<String> {
         self.answer(path, self.client.get(format!("{}{path}", self.address)))
     }
 
     /// Runs `command` in a container, as ExecSync does; the answer is what it wrote.
-    pub fn run(&self, pod: &str, container: &str, command: &str) -> Result<String> {
+    pub(crate) fn run(&self, pod: &str, container: &str, command: &str) -> Result<String> {
         let url = format!("{}/run/default/{pod}/{container}", self.address);
         // The kubelet splits it at its spaces.
         let url = reqwest::Url::parse_with_params(&url, [("cmd", command)])?;
@@ -244,7 +240,7 @@ fn configuration(files: &Files, socket: &Path, cgroup: &str, port: u16) -> Value
 }
 
 /// A port that nobody listens on at the moment.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
     listener.local_addr().expect("it is bound").port()
 }

@@ -11,7 +11,7 @@ use anyhow::Result;
 
 const BEAT: Duration = Duration::from_secs(20);
 
-pub struct Report {
+pub(crate) struct Report {
     begun: Instant,
     state: Mutex<State>,
 }
@@ -36,12 +36,12 @@ enum Outcome {
 }
 
 impl Report {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { begun: Instant::now(), state: Mutex::default() }
     }
 
     /// Tries one thing and notes what came of it.
-    pub fn row(&self, name: &'static str, check: impl FnOnce() -> Result<()>) {
+    pub(crate) fn row(&self, name: &'static str, check: impl FnOnce() -> Result<()>) {
         let begun = Instant::now();
         self.state().running.insert(name, begun);
         let result = match catch_unwind(AssertUnwindSafe(check)) {
@@ -53,12 +53,12 @@ impl Report {
     }
 
     /// Notes that something is not asked of this runtime.
-    pub fn not_asked(&self, name: &'static str) {
+    pub(crate) fn not_asked(&self, name: &'static str) {
         self.note(Row { name, result: Outcome::NotAsked, took: Duration::ZERO });
     }
 
     /// Says every now and then what is being tried, until the other end of `stop` is dropped.
-    pub fn beat(&self, stop: &Receiver<()>) {
+    pub(crate) fn beat(&self, stop: &Receiver<()>) {
         while stop.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
             let state = self.state();
             let running: Vec<_> = state.running.keys().copied().collect();
@@ -67,7 +67,7 @@ impl Report {
     }
 
     /// Shows the table; whether everything passed.
-    pub fn finish(&self) -> bool {
+    pub(crate) fn finish(&self) -> bool {
         let state = self.state();
         println!("\n{:<64} {:>6}  result", "what was tried", "s");
         for Row { name, result, took } in &state.rows {

@@ -7,7 +7,7 @@ use super::{Case, case, ours};
 use crate::cgroup;
 use crate::site::{LIMIT, Site, restarts, status, terminated, with};
 
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     case("resource limits are in the container's cgroup", limits),
     case("out of memory: OOMKilled, 137", out_of_memory),
     ours("out of memory in a child alone is not the container's end", child_out_of_memory),
@@ -78,7 +78,7 @@ fn child_out_of_memory(site: &Site) -> Result<()> {
 }
 
 /// Burns some time, holds some memory, writes something.
-pub const WORK: &str = "n=0; while [ $n -lt 200000 ]; do n=$((n + 1)); done; \
+pub(crate) const WORK: &str = "n=0; while [ $n -lt 200000 ]; do n=$((n + 1)); done; \
     dd if=/dev/urandom of=/written bs=1024 count=2048 2>&-; echo end; sleep 10000";
 
 fn summary(site: &Site) -> Result<()> {
@@ -110,7 +110,7 @@ fn check_summary(site: &Site, name: &str) -> Result<()> {
 }
 
 /// What the kubelet's summary says of a pod.
-pub fn pod_summary(site: &Site, name: &str) -> Result<Value> {
+pub(crate) fn pod_summary(site: &Site, name: &str) -> Result<Value> {
     let mut summary = site.api.json("/stats/summary")?;
     let pods = summary["pods"].as_array_mut().context("a summary has pods")?;
     let name = format!("{name}-{}", crate::process::NODE_NAME);

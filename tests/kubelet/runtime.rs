@@ -9,7 +9,7 @@ use harness::{Containerd, Cri, Node, Registry, tools};
 /// Where containerd's pause image comes from.
 const PAUSE_HOST: &str = "registry.k8s.io";
 
-pub enum Runtime {
+pub(crate) enum Runtime {
     Cria(Box<Node>),
     Containerd(Box<Containerd>),
 }
@@ -17,7 +17,7 @@ pub enum Runtime {
 impl Runtime {
     /// As `$CRIA_KUBELET_PEER` says; cria if it says nothing. Images come from `registry` and from
     /// `private`.
-    pub fn start(registry: &Registry, private: &Registry) -> Self {
+    pub(crate) fn start(registry: &Registry, private: &Registry) -> Self {
         let peer = env::var("CRIA_KUBELET_PEER").unwrap_or_else(|_| "cria".to_owned());
         match peer.as_str() {
             "cria" => {
@@ -32,39 +32,39 @@ impl Runtime {
         }
     }
 
-    pub fn is_cria(&self) -> bool {
+    pub(crate) fn is_cria(&self) -> bool {
         matches!(self, Self::Cria(_))
     }
 
-    pub fn cri(&self) -> &Cri {
+    pub(crate) fn cri(&self) -> &Cri {
         match self {
             Self::Cria(node) => node.cri(),
             Self::Containerd(node) => node.cri(),
         }
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         match self {
             Self::Cria(node) => node.socket(),
             Self::Containerd(node) => node.socket(),
         }
     }
 
-    pub fn place(&self) -> &Place {
+    pub(crate) fn place(&self) -> &Place {
         match self {
             Self::Cria(node) => node.place(),
             Self::Containerd(node) => node.place(),
         }
     }
 
-    pub fn kill9(&mut self) {
+    pub(crate) fn kill9(&mut self) {
         match self {
             Self::Cria(node) => node.kill9(),
             Self::Containerd(node) => node.kill9(),
         }
     }
 
-    pub fn resume(&mut self) {
+    pub(crate) fn resume(&mut self) {
         match self {
             Self::Cria(node) => node.resume(),
             Self::Containerd(node) => node.resume(),

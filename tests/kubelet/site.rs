@@ -19,31 +19,31 @@ use crate::process::{Api, Files, NODE_NAME};
 
 /// How long anything may take that a node does in a second or ten. Generous, for it is only waited
 /// out when the check fails.
-pub const LIMIT: Duration = Duration::from_secs(150);
+pub(crate) const LIMIT: Duration = Duration::from_secs(150);
 
 /// How often the kubelet is asked for its pods.
 const PERIOD: Duration = Duration::from_millis(200);
 
-pub struct Site {
-    pub cri: Cri,
-    pub api: Api,
-    pub files: Files,
-    pub images: Images,
+pub(crate) struct Site {
+    pub(crate) cri: Cri,
+    pub(crate) api: Api,
+    pub(crate) files: Files,
+    pub(crate) images: Images,
     /// Under which the kubelet's `kubepods` is, as a path from the root of each hierarchy.
-    pub cgroup: String,
+    pub(crate) cgroup: String,
     /// How the pods' addresses begin.
-    pub subnet: String,
+    pub(crate) subnet: String,
     /// A folder of the host, for host path volumes.
-    pub scratch: PathBuf,
-    pub kubelet_log: PathBuf,
-    pub is_cria: bool,
+    pub(crate) scratch: PathBuf,
+    pub(crate) kubelet_log: PathBuf,
+    pub(crate) is_cria: bool,
     seen: Mutex<Seen>,
     news: Condvar,
 }
 
 /// What the kubelet has said of its pods.
 #[derive(Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The pods as they are now, by the names of their manifests.
     now: HashMap<String, Value>,
     /// Every reason that a container of a pod was ever waiting for.
@@ -52,7 +52,7 @@ pub struct Seen {
 
 impl Site {
     #[expect(clippy::too_many_arguments, reason = "called once")]
-    pub fn new(
+    pub(crate) fn new(
         cri: Cri,
         api: Api,
         files: Files,
@@ -67,7 +67,7 @@ impl Site {
     }
 
     /// Asks the kubelet for its pods again and again, until the other end of `stop` is dropped.
-    pub fn watch(&self, stop: &Receiver<()>) {
+    pub(crate) fn watch(&self, stop: &Receiver<()>) {
         while stop.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
             // While it restarts it does not answer.
             let Ok(pods) = self.api.pods() else { continue };
@@ -79,7 +79,7 @@ impl Site {
     }
 
     /// A container of the small image that runs `script` in a shell.
-    pub fn sh(&self, name: &str, script: &str) -> Value {
+    pub(crate) fn sh(&self, name: &str, script: &str) -> Value {
         json!({
             "name": name,
             "image": self.images.busybox,
@@ -89,12 +89,12 @@ impl Site {
     }
 
     /// Puts a pod into the kubelet's folder. What `spec` does not say is as short as it can be.
-    pub fn apply(&self, name: &str, spec: Value) {
+    pub(crate) fn apply(&self, name: &str, spec: Value) {
         self.apply_with(name, json!({}), spec);
     }
 
     /// The same with more metadata.
-    pub fn apply_with(&self, name: &str, metadata: Value, spec: Value) {
+    pub(crate) fn apply_with(&self, name: &str, metadata: Value, spec: Value) {
         let defaults = json!({
             "terminationGracePeriodSeconds": 1,
             "enableServiceLinks": false,
@@ -113,14 +113,14 @@ impl Site {
     }
 
     /// Takes the manifest away; the kubelet then ends the pod.
-    pub fn remove(&self, name: &str) {
+    pub(crate) fn remove(&self, name: &str) {
         // The pod may never have been there.
         let _ = fs_err::remove_file(self.manifest(name));
     }
 
     /// Waits until nothing of the pod runs. The kubelet no longer lists it by then, so the runtime
     /// is asked.
-    pub fn await_gone(&self, pod: &Value) -> Result<()> {
+    pub(crate) fn await_gone(&self, pod: &Value) -> Result<()> {
         let uid = uid(pod);
         let gone = harness::wait::within(LIMIT, || self.runs_nothing(&uid).ok()?.then_some(()));
         gone.with_context(|| format!("{} still runs", pod["metadata"]["name"]))
@@ -145,17 +145,22 @@ impl Site {
         Ok(containers.is_empty() && sandboxes.is_empty())
     }
 
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.seen().now.keys().cloned().collect()
     }
 
     /// The pod as it is now.
-    pub fn now(&self, name: &str) -> Value {
+    pub(crate) fn now(&self, name: &str) -> Value {
         self.seen().now.get(name).cloned().unwrap_or_default()
     }
 
     /// Waits until `state` says something of the pod; `what` is said if it never does.
-    pub fn pod<T>(&self, name: &str, what: &str, state: impl Fn(&Value) -> Option<T>) -> Result<T> {
+    pub(crate) fn pod<T>(
+        &self,
+        name: &str,
+        what: &str,
+        state: impl Fn(&Value) -> Option<T>,
+    ) -> Result<T> {
         let found = self.when(LIMIT, |seen| seen.now.get(name).and_then(&state));
         found.with_context(|| {
             let pod = self.now(name);
@@ -164,17 +169,17 @@ impl Site {
     }
 
     /// Waits until every container of the pod is ready.
-    pub fn ready(&self, name: &str) -> Result<Value> {
+    pub(crate) fn ready(&self, name: &str) -> Result<Value> {
         self.pod(name, "ready", |pod| is_ready(pod).then(|| pod.clone()))
     }
 
     /// Waits for the pod's last phase: Succeeded or Failed.
-    pub fn ended(&self, name: &str, phase: &str) -> Result<Value> {
+    pub(crate) fn ended(&self, name: &str, phase: &str) -> Result<Value> {
         self.pod(name, phase, |pod| (pod["status"]["phase"] == phase).then(|| pod.clone()))
     }
 
     /// Waits until a container was waiting for `reason`, however short.
-    pub fn waited_for(&self, name: &str, reason: &str) -> Result<()> {
+    pub(crate) fn waited_for(&self, name: &str, reason: &str) -> Result<()> {
         let wanted = (name.to_owned(), reason.to_owned());
         let found = self.when(LIMIT, |seen| seen.reasons.contains(&wanted).then_some(()));
         found.with_context(|| {
@@ -186,17 +191,17 @@ impl Site {
     }
 
     /// What a container has written, through the kubelet.
-    pub fn log(&self, name: &str, container: &str) -> Result<String> {
+    pub(crate) fn log(&self, name: &str, container: &str) -> Result<String> {
         self.log_with(name, container, "")
     }
 
     /// The same with a query such as `tailLines=3`.
-    pub fn log_with(&self, name: &str, container: &str, query: &str) -> Result<String> {
+    pub(crate) fn log_with(&self, name: &str, container: &str, query: &str) -> Result<String> {
         self.api.text(&format!("/containerLogs/default/{name}-{NODE_NAME}/{container}?{query}"))
     }
 
     /// Waits until the container has written `text`, and returns all that it wrote.
-    pub fn await_log(&self, name: &str, container: &str, text: &str) -> Result<String> {
+    pub(crate) fn await_log(&self, name: &str, container: &str, text: &str) -> Result<String> {
         let mut log = String::new();
         let found = harness::wait::within(LIMIT, || {
             // Until the container runs there is no log.
@@ -209,7 +214,7 @@ impl Site {
 
     /// Waits until the container has written the line `end`, and compares all that it wrote up to
     /// there with `lines`.
-    pub fn expect_log(&self, name: &str, container: &str, lines: &[&str]) -> Result<()> {
+    pub(crate) fn expect_log(&self, name: &str, container: &str, lines: &[&str]) -> Result<()> {
         let log = self.await_log(name, container, "end\n")?;
         let log = log.split("end\n").next().unwrap_or("");
         let wanted = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
@@ -218,12 +223,12 @@ impl Site {
     }
 
     /// Runs `command`, words between single spaces, in a container through the kubelet.
-    pub fn exec(&self, name: &str, container: &str, command: &str) -> Result<String> {
+    pub(crate) fn exec(&self, name: &str, container: &str, command: &str) -> Result<String> {
         self.api.run(&format!("{name}-{NODE_NAME}"), container, command)
     }
 
     /// Where the kubelet has the logs of a container.
-    pub fn log_folder(&self, pod: &Value, container: &str) -> PathBuf {
+    pub(crate) fn log_folder(&self, pod: &Value, container: &str) -> PathBuf {
         let (name, uid) = (text(&pod["metadata"]["name"]), text(&pod["metadata"]["uid"]));
         self.files.pod_logs().join(format!("default_{name}_{uid}")).join(container)
     }
@@ -268,48 +273,48 @@ impl Seen {
 }
 
 /// `base` with the entries of `more`.
-pub fn with(mut base: Value, more: Value) -> Value {
+pub(crate) fn with(mut base: Value, more: Value) -> Value {
     let entries = more.as_object().expect("an object is added").clone();
     base.as_object_mut().expect("to an object").extend(entries);
     base
 }
 
 /// The statuses of all containers of a pod, init containers first.
-pub fn statuses(pod: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn statuses(pod: &Value) -> impl Iterator<Item = &Value> {
     let lists = ["initContainerStatuses", "containerStatuses"];
     lists.into_iter().filter_map(|list| pod["status"][list].as_array()).flatten()
 }
 
 /// The status of one container; null if there is none yet.
-pub fn status<'a>(pod: &'a Value, container: &str) -> &'a Value {
+pub(crate) fn status<'a>(pod: &'a Value, container: &str) -> &'a Value {
     statuses(pod).find(|status| status["name"] == container).unwrap_or(&Value::Null)
 }
 
 /// How the container ended, if it has.
-pub fn terminated<'a>(pod: &'a Value, container: &str) -> Option<&'a Value> {
+pub(crate) fn terminated<'a>(pod: &'a Value, container: &str) -> Option<&'a Value> {
     let ended = &status(pod, container)["state"]["terminated"];
     ended.is_object().then_some(ended)
 }
 
-pub fn restarts(pod: &Value, container: &str) -> u64 {
+pub(crate) fn restarts(pod: &Value, container: &str) -> u64 {
     status(pod, container)["restartCount"].as_u64().unwrap_or(0)
 }
 
 /// The container's id, without the name of the runtime.
-pub fn container_id(status: &Value) -> String {
+pub(crate) fn container_id(status: &Value) -> String {
     let id = text(&status["containerID"]);
     id.rsplit("//").next().unwrap_or("").to_owned()
 }
 
-pub fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or("").to_owned()
 }
 
-pub fn uid(pod: &Value) -> String {
+pub(crate) fn uid(pod: &Value) -> String {
     text(&pod["metadata"]["uid"])
 }
 
-pub fn ip(pod: &Value) -> String {
+pub(crate) fn ip(pod: &Value) -> String {
     text(&pod["status"]["podIP"])
 }
 
@@ -320,6 +325,6 @@ fn is_ready(pod: &Value) -> bool {
 }
 
 /// The content of a file; the error names it.
-pub fn read(path: impl AsRef<Path>) -> Result<String> {
+pub(crate) fn read(path: impl AsRef<Path>) -> Result<String> {
     Ok(fs_err::read_to_string(path.as_ref())?)
 }

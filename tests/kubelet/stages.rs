@@ -21,16 +21,16 @@ const RESTARTED: &str = "restart of the kubelet: no container notices";
 const GONE: &str = "all pods go with their manifests, and leave nothing";
 const NODE_CLEAN: &str = "nothing of the pods is left on the node";
 
-pub struct Stages<'a> {
-    pub site: &'a Site,
-    pub report: &'a Report,
+pub(crate) struct Stages<'a> {
+    pub(crate) site: &'a Site,
+    pub(crate) report: &'a Report,
     // Dropped in this order: the kubelet would bring back the pods that go with the runtime.
-    pub kubelet: Kubelet,
-    pub runtime: Runtime,
+    pub(crate) kubelet: Kubelet,
+    pub(crate) runtime: Runtime,
 }
 
 impl Stages<'_> {
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         let (site, report) = (self.site, self.report);
         standing::apply(site).expect("the temporary folder is writable");
         self.side_by_side(&cases::single_pods());
@@ -40,7 +40,11 @@ impl Stages<'_> {
             report.row(KILLED, || restarts::kill_runtime(site, &mut self.runtime));
         }
         if is_wanted(UNSEEN) {
-            report.row(UNSEEN, || restarts::exit_unseen(site, &mut self.runtime));
+            // The codes of others are lost with them.
+            match site.is_cria {
+                true => report.row(UNSEEN, || restarts::exit_unseen(site, &mut self.runtime)),
+                false => report.not_asked(UNSEEN),
+            }
         }
         let at_length = cases::at_length();
         if is_wanted(RESTARTED) || at_length.iter().any(Case::is_wanted) {

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{Case, case};
 use crate::site::{LIMIT, Site, read, with};
 
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     case("image garbage collection: unused gone, used kept", image_collection),
     case("a pod from before the restarts ends gracefully", graceful_after_all),
     case("log rotation: no line lost, none torn, none twice", rotation),
@@ -37,7 +37,7 @@ const CHATTY: &str = "n=0; until [ -e /host/stop ]; do \
 const LEAVER: &str = "until [ -e /host/leave ]; do sleep 0.05; done; echo leaves; exit 42";
 
 /// Puts them up.
-pub fn apply(site: &Site) -> Result<()> {
+pub(crate) fn apply(site: &Site) -> Result<()> {
     fs_err::create_dir_all(site.scratch.join("standing"))?;
     site.apply("chatty", on_host(site, CHATTY));
     site.apply("leaver", with(on_host(site, LEAVER), json!({ "restartPolicy": "Never" })));
@@ -54,7 +54,7 @@ pub fn apply(site: &Site) -> Result<()> {
 }
 
 /// Ends the pod whose image is to go.
-pub fn release_image(site: &Site) -> Result<()> {
+pub(crate) fn release_image(site: &Site) -> Result<()> {
     site.ready("used-image-once")?;
     site.remove("used-image-once");
     Ok(())

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{Case, case};
 use crate::site::{Site, ip, read, uid, with};
 
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     case("emptyDir shared by containers, on disk and in memory", empty_dirs),
     case("hostPath: folders, files, made and found, read-only", host_paths),
     case("subPath and subPathExpr", sub_paths),
