@@ -55,9 +55,9 @@ pub(crate) fn apply(site: &Site) -> Result<()> {
 
 /// Ends the pod whose image is to go.
 pub(crate) fn release_image(site: &Site) -> Result<()> {
-    site.ready("used-image-once")?;
+    let pod = site.ready("used-image-once")?;
     site.remove("used-image-once");
-    Ok(())
+    site.await_gone(&pod)
 }
 
 fn on_host(site: &Site, script: &str) -> serde_json::Value {
