@@ -18,12 +18,14 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
-use cria_monitor::protocol::{Create, FromMonitor, Reply, Request};
+use cria_monitor::protocol::{Failure, FailureKind, FromMonitor, Reply, Request};
 use cria_monitor::socket;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
 
+use self::run::Monitor;
+use self::state::Phase;
 use crate::sys;
 
 pub(crate) fn main() -> ExitCode {
@@ -36,26 +38,26 @@ pub(crate) fn main() -> ExitCode {
     let (sequence, request) = match Request::decode(packet) {
         Ok(message) => message,
         Err(error) => {
-            refuse(&daemon, error.sequence().unwrap_or(0), requests::unsupported(&error));
-            return ExitCode::FAILURE;
+            return refuse(&daemon, error.sequence().unwrap_or(0), requests::unsupported(&error));
         }
+    };
+    let container = match &request {
+        Request::Create(container) => container.as_ref().clone(),
+        Request::Adopt(adopt) => adopt.container.clone(),
+        _ => {
+            let message = "the first request must create or adopt a container".to_owned();
+            return refuse(&daemon, sequence, Failure { kind: FailureKind::WrongPhase, message });
+        }
+    };
+    let monitor = match Monitor::new(container, Phase::Creating) {
+        Ok(monitor) => monitor,
+        Err(error) => return refuse(&daemon, sequence, oci::system("start the monitor", &error)),
     };
     let result = match request {
-        Request::Create(container) => {
-            enter(&container).and_then(|()| run::create(*container, &daemon, sequence))
-        }
-        Request::Adopt(adopt) => {
-            enter(&adopt.container).and_then(|()| run::adopt(*adopt, &daemon, sequence))
-        }
-        other => Err(io::Error::other(format!("{other:?} cannot be the first request"))),
+        Request::Adopt(adopt) => run::adopt(monitor, *adopt, daemon, sequence),
+        _ => run::create(monitor, daemon, sequence),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            refuse(&daemon, sequence, oci::system("start the monitor", &error));
-            ExitCode::FAILURE
-        }
-    }
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Cuts every tie to the process that started us but its socket.
@@ -76,18 +78,11 @@ fn detach() -> io::Result<OwnedFd> {
     Ok(daemon)
 }
 
-/// Moves into the monitors' cgroup and into the container's run directory.
-fn enter(container: &Create) -> io::Result<()> {
-    for procs in &container.join_cgroups {
-        cgroup::join(procs)?;
-    }
-    std::env::set_current_dir(&container.run_dir)
-}
-
-fn refuse(daemon: &OwnedFd, sequence: u32, failure: cria_monitor::protocol::Failure) {
+fn refuse(daemon: &OwnedFd, sequence: u32, failure: Failure) -> ExitCode {
     let reply = FromMonitor::Reply(sequence, Reply::Failed(failure));
     // A daemon that is gone needs no answer.
     let _ = socket::send(daemon.as_fd(), &reply.encode());
+    ExitCode::FAILURE
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {

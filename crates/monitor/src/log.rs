@@ -75,6 +75,7 @@ impl Log {
         let held = {
             let mut control = ring.lock();
             control.open = Some(open);
+            control.asked = 1;
             control.slot.streams
         };
         writer::spawn(Arc::clone(&ring))?;
@@ -95,12 +96,14 @@ impl Log {
     pub(crate) fn reopen(&self) {
         let mut control = self.ring.lock();
         control.open = Some(Open::New);
+        control.asked += 1;
         self.ring.call_writer(&mut control);
     }
 
-    /// How the last opening went, once it is known; told once.
+    /// How the last opening that was asked for went, once it is known; told once.
     pub(crate) fn opened(&self) -> Option<io::Result<()>> {
-        self.ring.lock().opened.take()
+        let mut control = self.ring.lock();
+        if control.answered < control.asked { None } else { control.opened.take() }
     }
 
     /// Reads once from `output` and formats what is complete.
@@ -135,11 +138,12 @@ impl Log {
         self.append(output, |_| Some(last), 1)
     }
 
-    /// True once everything is in the file (or counted as lost). False: news will come.
+    /// True once everything is in the file (or counted as lost), and every opening answered.
+    /// False: news will come.
     pub(crate) fn flushed(&self) -> bool {
         let mut control = self.ring.lock();
         control.loop_waits = control.slot.ring_len > 0;
-        !control.loop_waits
+        !control.loop_waits && control.opened.is_none() && control.answered == control.asked
     }
 
     pub(crate) fn lost(&self) -> u64 {

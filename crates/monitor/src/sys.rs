@@ -97,13 +97,12 @@ pub(crate) fn wait(pid: Option<i32>, wait: Wait) -> io::Result<Option<(i32, Stat
     Ok((pid != 0).then_some((pid, status)))
 }
 
-/// Makes `command` start as if nothing of the monitor had been there: no signal blocked or
-/// ignored, umask 022, killed should the monitor die, and with `oom_score_adj` before its first
-/// instruction, for whatever it starts inherits it.
+/// Makes `command` start as if nothing of the monitor had been there: in a session of its own, no
+/// signal blocked or ignored, umask 022, killed should the monitor die, and with `oom_score_adj`
+/// before its first instruction, for whatever it starts inherits it.
 pub(crate) fn as_oci_runtime(command: &mut Command, oom_score_adj: i32) {
     let monitor = Pid::this();
     let adjustment = format!("{oom_score_adj}").into_bytes();
-    command.process_group(0);
     // SAFETY: after fork only async-signal-safe code may run. `clean_child` makes system calls on
     // memory that exists already; it takes no lock and allocates nothing.
     unsafe { command.pre_exec(move || clean_child(monitor, &adjustment)) };
@@ -115,6 +114,8 @@ fn clean_child(monitor: Pid, oom_score_adj: &[u8]) -> io::Result<()> {
         // It died before the line above: nobody would end us.
         return Err(Errno::ESRCH.into());
     }
+    // What a deadline ends as one; and the session of an exec for which the runtime makes none.
+    nix::unistd::setsid()?;
     // The kernel's struct sigaction (handler, flags, restorer, mask), not the C library's, which
     // keeps signals 32 and 33 to itself: all zeroes is the default action.
     let default = [0u64; 4];

@@ -153,7 +153,7 @@ pub(super) fn thaw(cgroup: &ContainerCgroup) {
     }
 }
 
-/// Kills the session that the exec `leader` leads. Those who left it live on.
+/// Kills the session `leader`. Those who left it live on.
 pub(super) fn kill_session(cgroup: &ContainerCgroup, leader: i32) {
     signal_session(cgroup, leader, libc::SIGKILL);
 }
@@ -203,6 +203,12 @@ fn processes(cgroup: &ContainerCgroup) -> io::Result<Vec<i32>> {
 
 fn gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+/// The session that an exec is killed with. runc makes one for it; crun leaves it in its own,
+/// which `sys::as_oci_runtime` has made.
+pub(super) fn session_of_exec(pid: i32) -> i32 {
+    session(pid).unwrap_or(pid)
 }
 
 /// The session of a process, as the process table of our PID namespace has it.

@@ -34,7 +34,8 @@ pub(super) struct PendingExec {
 pub(super) struct RunningExec {
     serial: u32,
     exec: u64,
-    pub(super) pid: i32,
+    pid: i32,
+    session: i32,
     pidfd: OwnedFd,
     connection: u32,
     deadline: Option<Instant>,
@@ -121,7 +122,8 @@ impl Monitor {
             }
             (Err(failure), pid) => {
                 if let Some(pid) = pid {
-                    cgroup::kill_session(&self.container.cgroup, pid);
+                    let session = cgroup::session_of_exec(pid);
+                    cgroup::kill_session(&self.container.cgroup, session);
                 }
                 Reply::Failed(failure)
             }
@@ -134,9 +136,10 @@ impl Monitor {
     }
 
     fn take_exec(&mut self, pending: PendingExec, pid: i32) -> io::Result<Option<OwnedFd>> {
+        let session = cgroup::session_of_exec(pid);
         let terminal = pending.console.map(Console::receive).transpose();
         let terminal = terminal.inspect_err(|_| {
-            cgroup::kill_session(&self.container.cgroup, pid);
+            cgroup::kill_session(&self.container.cgroup, session);
         })?;
         let pidfd = sys::pidfd_open(pid)?;
         let serial = self.next_serial();
@@ -145,6 +148,7 @@ impl Monitor {
             serial,
             exec: pending.exec,
             pid,
+            session,
             pidfd,
             connection: pending.asker.connection,
             deadline: pending.deadline,
@@ -160,6 +164,10 @@ impl Monitor {
         for serial in serials {
             self.exec_ended(serial);
         }
+    }
+
+    pub(super) fn exec_of(&self, pid: i32) -> Option<u32> {
+        self.execs.iter().find(|exec| exec.pid == pid).map(|exec| exec.serial)
     }
 
     pub(super) fn exec_ended(&mut self, serial: u32) {
@@ -179,7 +187,7 @@ impl Monitor {
         for exec in &mut self.execs {
             if exec.next_deadline().is_some_and(|deadline| now >= deadline) {
                 exec.timed_out = true;
-                cgroup::kill_session(&self.container.cgroup, exec.pid);
+                cgroup::kill_session(&self.container.cgroup, exec.session);
                 let _ = sys::pidfd_signal(exec.pidfd.as_fd(), libc::SIGKILL);
             }
         }
@@ -189,7 +197,7 @@ impl Monitor {
     pub(super) fn end_execs_of(&mut self, connection: u32) {
         for exec in &self.execs {
             if exec.connection == connection && exec.dies_with_connection {
-                cgroup::kill_session(&self.container.cgroup, exec.pid);
+                cgroup::kill_session(&self.container.cgroup, exec.session);
                 let _ = sys::pidfd_signal(exec.pidfd.as_fd(), libc::SIGKILL);
             }
         }
@@ -201,7 +209,7 @@ impl Monitor {
         match scope {
             SignalScope::Process => drop(sys::pidfd_signal(exec.pidfd.as_fd(), signal)),
             SignalScope::Group if self.container.cgroup.processes.is_some() => {
-                cgroup::signal_session(&self.container.cgroup, exec.pid, signal);
+                cgroup::signal_session(&self.container.cgroup, exec.session, signal);
             }
             SignalScope::Group => drop(sys::pidfd_signal(exec.pidfd.as_fd(), signal)),
         }

@@ -61,6 +61,7 @@ impl Monitor {
     pub(super) fn take_over(&mut self, adopt: Adopt) -> io::Result<()> {
         let Adopt { container, init_pid, started_at_ns, killed_by_us, descriptors, .. } = adopt;
         self.started_at_ns = started_at_ns;
+        self.state = State::new(Phase::Created);
         let (streams, pidfd) = Streams::adopt(descriptors)?;
         self.streams = streams;
         if let Some(exit) = Exit::read(&container.run_dir)? {
@@ -82,6 +83,9 @@ impl Monitor {
         }
         if started_at_ns != 0 {
             self.state = State::new(Phase::Running);
+        }
+        // A log without a start means that the start was under way: the container may run.
+        if started_at_ns != 0 || self.log.is_some() {
             self.watch_outputs();
         }
         let pidfd = pidfd.ok_or(io::ErrorKind::InvalidInput)?;
@@ -171,18 +175,28 @@ impl Monitor {
     /// the OCI runtime returns.
     pub(super) fn reap_strangers(&mut self) {
         while let Ok(Some((pid, _))) = sys::wait(None, Wait::Look) {
-            if self.awaits(pid) || self.calls.iter().any(|(_, purpose, _)| purpose.names_process())
-            {
+            if let Some(serial) = self.call_of(pid) {
+                self.call_ended(serial);
+            } else if let Some(serial) = self.exec_of(pid) {
+                self.exec_ended(serial);
+            } else if self.is_init(pid) || self.expects_process() {
                 return;
+            } else {
+                // Nobody waits for it, and nobody else could have.
+                let _ = sys::wait(Some(pid), Wait::Reap);
             }
-            // Nobody waits for it, and nobody else could have.
-            let _ = sys::wait(Some(pid), Wait::Reap);
         }
     }
 
-    fn awaits(&self, pid: i32) -> bool {
+    fn is_init(&self, pid: i32) -> bool {
         self.init.as_ref().is_some_and(|init| init.pid == pid)
-            || self.calls.iter().any(|(_, _, call)| call.pid == pid)
-            || self.execs.iter().any(|exec| exec.pid == pid)
+    }
+
+    fn call_of(&self, pid: i32) -> Option<u32> {
+        self.calls.iter().find(|(_, _, call)| call.pid == pid).map(|(serial, _, _)| *serial)
+    }
+
+    fn expects_process(&self) -> bool {
+        self.calls.iter().any(|(_, purpose, _)| purpose.names_process())
     }
 }

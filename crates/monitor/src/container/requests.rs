@@ -268,9 +268,8 @@ impl Monitor {
     }
 
     pub(super) fn watch_call(&mut self, serial: u32, purpose: Purpose, call: Call) {
-        if self.watch(call.pidfd.as_fd(), Source::Call(serial)).is_err() {
-            // Out of watches: its deadline will have it looked at.
-        }
+        // Where it cannot be watched its end is still seen, by SIGCHLD.
+        let _ = self.watch(call.pidfd.as_fd(), Source::Call(serial));
         self.calls.push((serial, purpose, call));
     }
 
@@ -295,12 +294,22 @@ impl Monitor {
             },
             Purpose::Exec(pending) => self.exec_call_ended(pending, call),
             Purpose::Delete => match call.finish(String::new) {
-                Ok(()) => self.happen(Event::Deleted),
+                Ok(()) => {
+                    self.forget_delete_failure();
+                    self.happen(Event::Deleted);
+                }
                 Err(failure) => {
                     self.note_delete_failure(failure);
                     self.happen(Event::DeleteFailed);
                 }
             },
+        }
+    }
+
+    /// An earlier attempt may have failed.
+    fn forget_delete_failure(&mut self) {
+        if self.state.phase != Phase::Undoing {
+            self.failure = None;
         }
     }
 

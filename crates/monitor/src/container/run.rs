@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
 use cria_monitor::exit::Exit;
-use cria_monitor::protocol::{Adopt, Create, Event as Told, Failure, Reply};
+use cria_monitor::protocol::{Adopt, Create, Event as Told, Failure, FailureKind, Reply};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
@@ -109,25 +109,37 @@ pub(super) struct Monitor {
 }
 
 /// Creates the container that `daemon` asked for, and stays until it is released.
-pub(super) fn create(container: Create, daemon: &OwnedFd, sequence: u32) -> io::Result<()> {
-    let mut monitor = Monitor::new(container, Phase::Creating)?;
-    let connection = monitor.connect(daemon.try_clone()?)?;
+pub(super) fn create(mut monitor: Monitor, daemon: OwnedFd, sequence: u32) -> io::Result<()> {
+    let connection = monitor.connect(daemon)?;
     monitor.asked.create = Some(Asker { connection, sequence });
     monitor.run_create();
     monitor.run()
 }
 
 /// Takes the place of a monitor that died.
-pub(super) fn adopt(adopt: Adopt, daemon: &OwnedFd, sequence: u32) -> io::Result<()> {
-    let mut monitor = Monitor::new(adopt.container.clone(), Phase::Created)?;
-    let connection = monitor.connect(daemon.try_clone()?)?;
-    monitor.take_over(adopt)?;
-    monitor.reply_state(Asker { connection, sequence });
+pub(super) fn adopt(
+    mut monitor: Monitor,
+    adopt: Adopt,
+    daemon: OwnedFd,
+    sequence: u32,
+) -> io::Result<()> {
+    let connection = monitor.connect(daemon)?;
+    let asker = Asker { connection, sequence };
+    if let Err(error) = monitor.take_over(adopt) {
+        monitor.reply(asker, Reply::Failed(system("take over the container", &error)));
+        return Err(error);
+    }
+    monitor.reply_state(asker);
     monitor.run()
 }
 
 impl Monitor {
-    fn new(container: Create, phase: Phase) -> io::Result<Self> {
+    /// Moves into the monitors' cgroup and into the container's run directory, and listens there.
+    pub(super) fn new(container: Create, phase: Phase) -> io::Result<Self> {
+        for procs in &container.join_cgroups {
+            cgroup::join(procs)?;
+        }
+        std::env::set_current_dir(&container.run_dir)?;
         let mut children = SigSet::empty();
         children.add(Signal::SIGCHLD);
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
@@ -236,8 +248,13 @@ impl Monitor {
     }
 
     fn reply_failure(&mut self, asker: Option<Asker>) {
-        let failure = self.failure.take();
-        if let (Some(asker), Some(failure)) = (asker, failure) {
+        // Nothing failed, and it is in vain all the same: init ended before its start.
+        let ended = || Failure {
+            kind: FailureKind::WrongPhase,
+            message: "the container has ended".to_owned(),
+        };
+        let failure = self.failure.take().unwrap_or_else(ended);
+        if let Some(asker) = asker {
             self.reply(asker, Reply::Failed(failure));
         }
     }

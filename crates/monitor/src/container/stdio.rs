@@ -9,11 +9,12 @@ use std::process::Stdio;
 
 use cria_monitor::protocol::{Create, Descriptors};
 use cria_monitor::socket;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::pipe2;
 
+use super::set_nonblocking;
 use crate::log::Output;
 
 /// The monitor's ends. A terminal takes the place of all three.
@@ -95,12 +96,6 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     fchmod(&read, Mode::from_bits_truncate(0o666))?;
     Ok((read, write))
-}
-
-fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(())
 }
 
 /// What is in a pipe now: the end of an OCI runtime's complaint.

@@ -93,7 +93,10 @@ pub(super) enum Open {
 pub(super) struct Control {
     pub(super) slot: Slot,
     pub(super) open: Option<Open>,
-    /// The answer to `open`.
+    /// How often the loop has asked for a file, and up to which of these the writer has answered.
+    pub(super) asked: u64,
+    pub(super) answered: u64,
+    /// The latest answer to `open`.
     pub(super) opened: Option<io::Result<()>>,
     /// Bytes of output that are in no file, and the latest reason.
     pub(super) lost: u64,

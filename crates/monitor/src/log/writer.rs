@@ -57,7 +57,7 @@ impl<'r> Writer<'r> {
 
     /// Changes to another file, between two records.
     fn open(&mut self, open: Open, control: MutexGuard<'r, Control>) -> MutexGuard<'r, Control> {
-        let before = control.slot;
+        let (before, asked) = (control.slot, control.asked);
         drop(control);
         let result = match open {
             Open::New => create(&self.ring.path),
@@ -74,6 +74,7 @@ impl<'r> Writer<'r> {
         });
         let mut control = self.ring.lock();
         control.opened = Some(result.map(|place| self.continue_at(&mut control, &place)));
+        control.answered = asked;
         self.ring.call_loop();
         control
     }

@@ -62,7 +62,8 @@ impl Default for Options {
             stdin: false,
             own_pid_namespace: true,
             memory_limit: None,
-            runtime: "/usr/sbin/runc".into(),
+            // Another one can be named, to see that it behaves alike.
+            runtime: std::env::var_os("CRIA_OCI_RUNTIME").unwrap_or("/usr/sbin/runc".into()).into(),
             deadline: Duration::from_secs(15),
             log_dir: None,
             args: None,
@@ -147,11 +148,9 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         let runtime = &self.create.runtime;
-        if runtime.path.ends_with("runc") {
-            let mut delete = Command::new(&runtime.path);
-            delete.args(&runtime.arguments).args(["delete", "--force", &self.create.id]);
-            let _ = delete.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        }
+        let mut delete = Command::new(&runtime.path);
+        delete.args(&runtime.arguments).args(["delete", "--force", &self.create.id]);
+        let _ = delete.stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
 }
 
