@@ -104,8 +104,8 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ReadError> {
-    let text = fs_err::read(path)
-        .map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    let text =
+        fs_err::read(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     let damaged = |source| ReadError::Damaged { path: path.to_owned(), source };
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
     let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);

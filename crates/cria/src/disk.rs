@@ -1,4 +1,4 @@
-//! What containers take of the disk, and the file systems it is taken of.
+//! What containers take of the disk.
 //!
 //! A writable layer can be measured only by looking at all of it. That is done behind the RPCs
 //! that ask, one layer at a time, and the less often the longer it takes; they get the last
@@ -7,7 +7,7 @@
 mod measure;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -54,16 +54,6 @@ enum Next {
     /// A measurement is asked for or under way.
     Pending,
     NotBefore(Instant),
-}
-
-/// The file system that a directory is on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Filesystem {
-    pub(crate) mountpoint: PathBuf,
-    pub(crate) capacity_bytes: u64,
-    pub(crate) available_bytes: u64,
-    pub(crate) inodes: u64,
-    pub(crate) inodes_free: u64,
 }
 
 impl DiskMeter {
@@ -122,28 +112,6 @@ impl DiskUsage {
     }
 }
 
-/// The file system of `dir`, which must exist.
-pub(crate) fn filesystem(dir: &Path) -> io::Result<Filesystem> {
-    let facts = rustix::fs::statvfs(dir)?;
-    Ok(Filesystem {
-        mountpoint: mountpoint(dir)?,
-        capacity_bytes: facts.f_blocks * facts.f_frsize,
-        available_bytes: facts.f_bavail * facts.f_frsize,
-        inodes: facts.f_files,
-        inodes_free: facts.f_ffree,
-    })
-}
-
-/// The topmost directory above `dir` that is still on its device.
-fn mountpoint(dir: &Path) -> io::Result<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-
-    let dir = fs_err::canonicalize(dir)?;
-    let device = fs_err::metadata(&dir)?.dev();
-    let on_device = |dir: &&Path| fs_err::metadata(dir).is_ok_and(|found| found.dev() == device);
-    Ok(dir.ancestors().take_while(on_device).last().unwrap_or(&dir).to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,14 +168,5 @@ mod tests {
         let slow = Duration::from_secs(3);
         layer.note(Instant::now().checked_sub(slow).unwrap(), Ok(Usage::default()));
         assert!(due(&layer) > slow * (PAUSE_PER_WORK - 1));
-    }
-
-    #[test]
-    fn the_mount_point_is_where_the_device_begins() {
-        assert_eq!(mountpoint(Path::new("/proc/sys/net")).unwrap(), Path::new("/proc"));
-        assert_eq!(mountpoint(Path::new("/")).unwrap(), Path::new("/"));
-        assert!(mountpoint(Path::new("/absent")).is_err());
-        let root = filesystem(Path::new("/")).unwrap();
-        assert!(root.capacity_bytes >= root.available_bytes && root.capacity_bytes > 0);
     }
 }

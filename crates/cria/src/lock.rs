@@ -9,7 +9,9 @@ use rustix::io::Errno;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LockError {
-    #[error("{path} is held by another cria (pid {holder}): give this one a run directory of its own")]
+    #[error(
+        "{path} is held by another cria (pid {holder}): give this one a run directory of its own"
+    )]
     Held { path: PathBuf, holder: String },
     #[error("cannot lock {path}")]
     Io { path: PathBuf, source: io::Error },
@@ -17,7 +19,7 @@ pub(crate) enum LockError {
 
 /// Held as long as the daemon lives; the kernel lets go of it however that ends.
 #[derive(Debug)]
-pub(crate) struct RunLock(File);
+pub(crate) struct RunLock(#[expect(dead_code, reason = "held, never read")] File);
 
 impl RunLock {
     pub(crate) fn take(run: &Path) -> Result<Self, LockError> {

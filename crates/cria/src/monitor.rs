@@ -18,8 +18,8 @@ use cria_monitor::protocol::{
 };
 use cria_monitor::socket;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socketpair};
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
@@ -134,9 +134,9 @@ impl Monitor {
             self.send(&request.encode(sequence)).await?;
             reply.await.map_err(|_| MonitorError::Gone)
         };
-        let answer = tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| {
-            Err(MonitorError::Silent { request: name, deadline })
-        });
+        let answer = tokio::time::timeout(deadline, answer)
+            .await
+            .unwrap_or_else(|_| Err(MonitorError::Silent { request: name, deadline }));
         self.waiting.forget(sequence);
         match answer? {
             Reply::Failed(failure) => Err(MonitorError::Failed(failure)),
@@ -275,11 +275,14 @@ pub(crate) struct Role {
 impl Drop for Role {
     fn drop(&mut self) {
         // It ends by itself within no time once it is told; a stuck one must not keep us.
-        drop(rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both));
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
         let mut poll = [PollFd::new(&self.process, PollFlags::IN)];
         let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
-        drop(rustix::event::poll(&mut poll, Some(&patience)));
-        drop(waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG));
+        let _ = rustix::event::poll(&mut poll, Some(&patience));
+        let _ = waitid(
+            WaitId::PidFd(self.process.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
     }
 }
 
@@ -287,11 +290,12 @@ impl Drop for Role {
 pub(crate) fn run_role(program: &Path, arguments: &[&str], deadline: Duration) -> io::Result<Role> {
     let (ours, theirs) = seqpacket_pair()?;
     let child = spawn(program, arguments, theirs)?;
-    let mut role = Role { pid: child.pid, answer: String::new(), socket: ours, process: child.pidfd };
+    let mut role =
+        Role { pid: child.pid, answer: String::new(), socket: ours, process: child.pidfd };
     let mut poll = [PollFd::new(&role.socket, PollFlags::IN)];
     let deadline = Timespec::try_from(deadline).map_err(io::Error::other)?;
     if rustix::event::poll(&mut poll, Some(&deadline))? == 0 {
-        drop(rustix::process::pidfd_send_signal(&role.process, rustix::process::Signal::KILL));
+        let _ = rustix::process::pidfd_send_signal(&role.process, rustix::process::Signal::KILL);
         return Err(io::ErrorKind::TimedOut.into());
     }
     let mut text = [0_u8; 4096];
@@ -334,7 +338,7 @@ pub(crate) async fn reap(child: OwnedFd) {
     if let Ok(child) = sys::watch(child)
         && child.readable().await.is_ok()
     {
-        drop(waitid(WaitId::PidFd(child.get_ref().as_fd()), WaitIdOptions::EXITED));
+        let _ = waitid(WaitId::PidFd(child.get_ref().as_fd()), WaitIdOptions::EXITED);
     }
 }
 

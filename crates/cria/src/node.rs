@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cria_images::Store;
-use oci_spec::runtime::{Arch, LinuxSeccomp};
+use oci_spec::runtime::LinuxSeccomp;
 
 use crate::cgroup::{Driver, Hierarchy, Version};
 use crate::cni::Cni;
@@ -20,12 +20,6 @@ use crate::disk::DiskMeter;
 use crate::error::Error;
 use crate::oci::OciRuntime;
 use crate::paths::Paths;
-
-/// What system calls are named for.
-#[cfg(target_arch = "x86_64")]
-const ARCH: Arch = Arch::ScmpArchX86_64;
-#[cfg(target_arch = "aarch64")]
-const ARCH: Arch = Arch::ScmpArchAarch64;
 
 pub(crate) struct Node {
     pub(crate) config: Config,
@@ -58,7 +52,8 @@ impl Node {
         capabilities: &BTreeSet<String>,
     ) -> Result<Option<LinuxSeccomp>, Error> {
         let from_file = |path: &Path| {
-            let subject = Subject { capabilities, arch: ARCH, kernel: kernel_version() };
+            let subject =
+                Subject { capabilities, arch: seccomp::native_arch(), kernel: kernel_version() };
             file::from_file(path, subject).map(Some).map_err(|error| {
                 let field = format!("seccomp profile {}", path.display());
                 Error::invalid(field, crate::error::chain(&error))
@@ -67,7 +62,7 @@ impl Node {
         match (asked, &self.config.runtime.seccomp_profile) {
             (SeccompProfile::Unconfined, _) => Ok(None),
             (SeccompProfile::RuntimeDefault, None) => {
-                Ok(Some(seccomp::runtime_default(capabilities, ARCH)))
+                Ok(Some(seccomp::runtime_default(capabilities, seccomp::native_arch())))
             }
             (SeccompProfile::RuntimeDefault, Some(path)) => from_file(path),
             (SeccompProfile::Localhost(path), _) => from_file(path.as_ref()),
@@ -103,6 +98,7 @@ pub(crate) fn facts(
     let own_dirs = own_dirs.iter().map(fs_err::canonicalize).collect::<Result<_, _>>()?;
     Ok(NodeFacts::look_up(NodeSettings {
         cgroups: cgroup_facts(cgroups),
+        default_capabilities: config.runtime.capability_names(),
         nofile: Rlimit { soft: nofile.soft(), hard: nofile.hard() },
         pids_limit,
         recursive_read_only: oci.features.recursive_read_only(),

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-pub(crate) use probe::{Probe, choose};
+pub(crate) use probe::{Finding, Probe, candidates, choose};
 
 use crate::id::ContainerId;
 

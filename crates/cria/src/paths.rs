@@ -93,11 +93,6 @@ impl Paths {
 
 const RECORD: &str = "record.json";
 
-/// The sandbox whose network namespace is pinned under this name, if it is one of ours.
-pub(crate) fn netns_owner(name: &str) -> Option<SandboxId> {
-    name.strip_prefix(NETNS_PREFIX).and_then(SandboxId::parse)
-}
-
 /// The objects that have a directory below `parent`, named by id.
 pub(crate) fn ids_below<T>(parent: &Path, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
     let Ok(entries) = fs_err::read_dir(parent) else { return Vec::new() };

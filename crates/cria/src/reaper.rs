@@ -26,7 +26,7 @@ pub(crate) async fn reap_strangers() {
         let zombies = zombies();
         for pid in zombies.intersection(&seen) {
             if let Some(pid) = Pid::from_raw(*pid) {
-                drop(waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG));
+                let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
             }
         }
         seen = zombies;
@@ -39,7 +39,9 @@ fn zombies() -> HashSet<i32> {
     tasks
         .flatten()
         .filter_map(|task| fs_err::read_to_string(task.path().join("children")).ok())
-        .flat_map(|pids| pids.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .flat_map(|pids| {
+            pids.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()
+        })
         .filter(|pid| is_zombie(*pid))
         .collect()
 }

@@ -45,6 +45,7 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
         .await
         .map_err(|panic| Error::internal("read the records", panic))?;
 
+    collect_network(daemon, &found.sandboxes.read).await;
     let mut undo = Vec::new();
     for record in found.sandboxes.read {
         let path = daemon.node.paths.sandbox_record(&record.id);
@@ -83,9 +84,12 @@ fn find(paths: &paths::Paths) -> Found {
         sandboxes: records(&paths.sandboxes(), &paths.sandboxes_run(), SandboxId::parse, |id| {
             checkpoint::read(&paths.sandbox_record(id))
         }),
-        containers: records(&paths.containers(), &paths.containers_run(), ContainerId::parse, |id| {
-            checkpoint::read(&paths.container_record(id))
-        }),
+        containers: records(
+            &paths.containers(),
+            &paths.containers_run(),
+            ContainerId::parse,
+            |id| checkpoint::read(&paths.container_record(id)),
+        ),
     }
 }
 
@@ -114,6 +118,16 @@ fn records<I: Clone + Eq + std::hash::Hash, R: DeserializeOwned>(
         }
     }
     records
+}
+
+/// Has the plugins free what no sandbox holds. Before anything is attached or detached, and only
+/// where they speak of it (CNI 1.1).
+async fn collect_network(daemon: &Daemon, sandboxes: &[sandbox::Record]) {
+    let Ok(network) = daemon.node.cni.network().await else { return };
+    let held = sandboxes.iter().filter_map(|record| Some(&record.network.as_ref()?.attachment));
+    if let Err(error) = daemon.node.cni.gc(&network, held).await {
+        tracing::warn!(error = chain(&error), "CNI GC failed");
+    }
 }
 
 async fn recover_container(daemon: &Daemon, record: container::Record) -> Arc<Container> {

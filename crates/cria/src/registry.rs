@@ -67,11 +67,8 @@ enum Claim<T: Named> {
 
 impl<T: Named> Default for Objects<T> {
     fn default() -> Self {
-        let tables = Tables {
-            by_id: HashMap::new(),
-            by_key: HashMap::new(),
-            creating: HashMap::new(),
-        };
+        let tables =
+            Tables { by_id: HashMap::new(), by_key: HashMap::new(), creating: HashMap::new() };
         Self { tables: Mutex::new(tables) }
     }
 }
@@ -131,9 +128,9 @@ impl<T: Named + Send + Sync + 'static> Objects<T> {
                 let (objects, creation) = (Arc::clone(self), create());
                 tokio::spawn(async move {
                     // A task of its own: should it panic, the name is free again all the same.
-                    let outcome = tokio::spawn(creation).await.unwrap_or_else(|panic| {
-                        Err(Error::internal("create the object", panic))
-                    });
+                    let outcome = tokio::spawn(creation)
+                        .await
+                        .unwrap_or_else(|panic| Err(Error::internal("create the object", panic)));
                     objects.finish(&key, outcome, &sender);
                 });
                 result
@@ -157,7 +154,10 @@ impl<T: Named + Send + Sync + 'static> Objects<T> {
             if object.is_usable() {
                 return Ok(Claim::Exists(Arc::clone(object)));
             }
-            return Err(Error::AlreadyExists { kind: T::KIND, id: object.id().as_ref().to_owned() });
+            return Err(Error::AlreadyExists {
+                kind: T::KIND,
+                id: object.id().as_ref().to_owned(),
+            });
         }
         let (sender, result) = watch::channel(None);
         tables.creating.insert(key.clone(), result.clone());

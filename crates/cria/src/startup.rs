@@ -47,10 +47,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let daemon = Arc::new(Daemon::new(Arc::clone(&node)));
     recovery::recover(&daemon).await?;
     let listener = listen(node.config.listen.as_ref())?;
-    let background = [
-        tokio::spawn(sync_images(Arc::clone(&node))),
-        tokio::spawn(reaper::reap_strangers()),
-    ];
+    let background =
+        [tokio::spawn(sync_images(Arc::clone(&node))), tokio::spawn(reaper::reap_strangers())];
     info!(
         socket = %node.config.listen.display(), sandboxes = daemon.sandboxes.all().len(),
         containers = daemon.containers.all().len(), version = env!("CARGO_PKG_VERSION"), "serving",
@@ -138,7 +136,8 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
 /// The configured OCI runtime, found; none: any that works.
 fn configured_runtime(config: &Config) -> anyhow::Result<Option<PathBuf>> {
     let find = |program: &crate::config::Program| {
-        programs::find(program.as_ref()).with_context(|| format!("cannot find the OCI runtime {program}"))
+        programs::find(program.as_ref())
+            .with_context(|| format!("cannot find the OCI runtime {program}"))
     };
     config.runtime.oci_runtime.as_ref().map(find).transpose()
 }

@@ -17,7 +17,7 @@ mod tests;
 use std::path::PathBuf;
 
 pub(crate) use self::hierarchy::{Hierarchy, Version};
-pub(crate) use self::path::{CgroupPath, ContainerPath, Driver, Parent};
+pub(crate) use self::path::{CgroupPath, Driver, Parent};
 pub(crate) use self::rate::CpuRate;
 pub(crate) use self::stats::{CgroupStats, Cpu, Memory, Psi, PsiLine, Sample, Swap};
 

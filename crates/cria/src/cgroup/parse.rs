@@ -52,16 +52,6 @@ fn pressure_line(line: &str) -> Option<PsiLine> {
     })
 }
 
-/// v2's `cpu.max`: quota (-1: none) and period, in microseconds.
-pub(super) fn cpu_max(text: &[u8]) -> Option<(i64, i64)> {
-    let mut words = str::from_utf8(text).ok()?.split_whitespace();
-    let quota = match words.next()? {
-        "max" => -1,
-        quota => quota.parse().ok()?,
-    };
-    Some((quota, words.next()?.parse().ok()?))
-}
-
 fn decimal(text: &[u8]) -> Option<u64> {
     str::from_utf8(text).ok()?.parse().ok()
 }
@@ -102,18 +92,6 @@ mod tests {
         assert_eq!(pressure(both.as_bytes()), Some(Psi { some: line, full: Some(full) }));
         for broken in ["", "full avg10=0", "some avg10=0.00 avg60=0.00 total=9\n"] {
             assert_eq!(pressure(broken.as_bytes()), None, "{broken}");
-        }
-    }
-
-    #[test]
-    fn quotas_of_v2() {
-        for (text, expected) in [
-            ("max 100000\n", Some((-1, 100_000))),
-            ("50000 100000\n", Some((50_000, 100_000))),
-            ("max\n", None),
-            ("", None),
-        ] {
-            assert_eq!(cpu_max(text.as_bytes()), expected, "{text}");
         }
     }
 

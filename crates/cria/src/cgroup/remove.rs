@@ -1,4 +1,4 @@
-//! Making cgroups, and removing them with all that is in them.
+//! Removing cgroups with all that is in them.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,13 +10,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
-use super::hierarchy::{Hierarchy, Version};
+use super::hierarchy::Hierarchy;
+#[cfg(test)]
+use super::hierarchy::Version;
 use super::path::{CgroupPath, container_names};
 use super::{CgroupError, parse};
 use crate::id::ContainerId;
 
 impl Hierarchy {
-    /// Makes `cgroup` in every tree, with what is above it.
+    /// Makes `cgroup` in every tree, with what is above it. (Outside tests the OCI runtime does.)
+    #[cfg(test)]
     pub(crate) fn create(&self, cgroup: &CgroupPath) -> Result<(), CgroupError> {
         for root in self.roots() {
             fs_err::create_dir_all(cgroup.below(root))?;
@@ -30,6 +33,7 @@ impl Hierarchy {
     }
 
     /// The processes in `cgroup` and below it; none if it does not exist.
+    #[cfg(test)]
     pub(crate) fn processes(&self, cgroup: &CgroupPath) -> io::Result<BTreeSet<i32>> {
         let mut found = BTreeSet::new();
         for root in self.roots() {
@@ -195,6 +199,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// A new v1 cpuset has no processor and no memory node, and so takes no process.
+#[cfg(test)]
 fn inherit_cpuset(dir: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         inherit(dir, file)?;
@@ -202,6 +207,7 @@ fn inherit_cpuset(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+#[cfg(test)]
 fn inherit(dir: &Path, file: &str) -> io::Result<Vec<u8>> {
     let own = fs_err::read(dir.join(file))?;
     match dir.parent() {

@@ -122,11 +122,11 @@ fn systemd_is_first() -> bool {
 
 fn oci_runtimes(config: &Config, systemd: bool) -> Vec<OciRuntime> {
     let candidates = match &config.runtime.oci_runtime {
-        Some(program) => vec![program.as_ref()],
-        None => vec![Path::new("crun"), Path::new("runc")],
+        Some(program) => programs::find(program.as_ref()).into_iter().collect(),
+        None => crate::oci::candidates(),
     };
-    let found = candidates.into_iter().filter_map(programs::find);
-    found.map(|path| oci::probe(&path, systemd)).collect()
+    let monitor = programs::find_monitor(&config.runtime);
+    candidates.iter().map(|path| oci::probe(path, monitor.as_deref(), systemd)).collect()
 }
 
 fn lacking_capabilities() -> BTreeSet<String> {

@@ -242,12 +242,6 @@ impl fmt::Display for Rlimit {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Capability(String);
 
-impl Capability {
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl FromStr for Capability {
     type Err = Unfit;
 

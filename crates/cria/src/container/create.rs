@@ -23,10 +23,10 @@ use crate::id::ContainerId;
 use crate::monitor::Monitor;
 use crate::node::Node;
 use crate::process;
-use crate::signal;
 use crate::sandbox::Sandbox;
 use crate::sandbox::config::NamespaceMode;
 use crate::sandbox::namespaces::{self, Kind};
+use crate::signal;
 
 /// What a monitor may take beyond the OCI runtime's own deadline.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(30);
@@ -139,7 +139,8 @@ fn image_use(config: &ContainerConfig, image: &Image, lease: &Lease) -> ImageUse
 
 /// As asked, else the image's; one that means nothing is SIGTERM, as everywhere.
 fn stop_signal(config: &ContainerConfig, image: &Image) -> i32 {
-    let of_image = image.config.config().as_ref().and_then(|config| config.stop_signal().as_deref());
+    let of_image =
+        image.config.config().as_ref().and_then(|config| config.stop_signal().as_deref());
     config.stop_signal.or_else(|| signal::number(of_image?)).unwrap_or(libc::SIGTERM)
 }
 
@@ -189,8 +190,10 @@ impl Bundle {
         };
         rootfs.mount().map_err(failed("mount the root file system"))?;
         let (spec, user) = self.spec()?;
-        let text = serde_json::to_vec(&spec).map_err(|error| failed("write the spec")(error.into()))?;
-        checkpoint::replace(&bundle.join("config.json"), &text).map_err(failed("write the spec"))?;
+        let text =
+            serde_json::to_vec(&spec).map_err(|error| failed("write the spec")(error.into()))?;
+        checkpoint::replace(&bundle.join("config.json"), &text)
+            .map_err(failed("write the spec"))?;
         let Creation { lease, pid_namespace, .. } = self.creation;
         Ok((Prepared { lease, pid_namespace }, user))
     }
@@ -297,15 +300,16 @@ impl Container {
     async fn create_process(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
         let failed = |error| Error::internal(format!("create container {}", self.id), error);
         let order = order(node, &self.record.get())?;
-        let (monitor, news) =
-            Monitor::start(&node.monitor, self.id.as_str()).map_err(failed)?;
+        let (monitor, news) = Monitor::start(&node.monitor, self.id.as_str()).map_err(failed)?;
         let deadline = node.oci.deadline() + MONITOR_DEADLINE;
         let state = match monitor.ask_state(Request::Create(Box::new(order)), deadline).await {
             Ok(state) => state,
             Err(error) => {
                 let refusal = error.refusal().map(str::to_owned);
                 let broken = refusal.ok_or_else(|| failed(error))?;
-                return self.complete(|record| record.state = State::Created { broken: Some(broken) }).await;
+                return self
+                    .complete(|record| record.state = State::Created { broken: Some(broken) })
+                    .await;
             }
         };
         let (pid, start_time) = (state.init_pid, process::start_time(state.init_pid).unwrap_or(0));

@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::Container;
-use super::spec::process::{self, Terminal};
+use super::spec::process;
 use super::state::State;
 use crate::error::Error;
 use crate::monitor::{Monitor, MonitorError};
@@ -92,8 +92,7 @@ impl Drop for Running<'_> {
         self.container.execs.forget(self.exec);
         let Some(monitor) = self.container.monitor().filter(|_| !self.ended) else { return };
         let target = Target::Exec(self.exec);
-        let kill =
-            Request::Signal { target, signal: libc::SIGKILL, scope: SignalScope::Group };
+        let kill = Request::Signal { target, signal: libc::SIGKILL, scope: SignalScope::Group };
         tokio::spawn(async move { drop(monitor.tell(kill, END_DEADLINE).await) });
     }
 }
@@ -129,9 +128,8 @@ impl Container {
             dies_with_connection: true,
         });
         self.begin_exec(node, &monitor, request, timeout).await?;
-        let (stdout, stderr, end) = collect(stdout, stderr, end)
-            .await
-            .map_err(failed("read the output of a command"))?;
+        let (stdout, stderr, end) =
+            collect(stdout, stderr, end).await.map_err(failed("read the output of a command"))?;
         running.ended = true;
         let end = end.ok_or_else(|| {
             Error::internal(format!("learn how a command in {} ended", self.id), MonitorError::Gone)
@@ -174,12 +172,13 @@ impl Container {
 
     /// The OCI process object, sealed: the container's own process with another command line.
     fn exec_process(&self, node: &Node, command: Vec<String>) -> Result<OwnedFd, Error> {
-        let failed = |error| Error::io(format!("describe a command for container {}", self.id), error);
+        let failed =
+            |error| Error::io(format!("describe a command for container {}", self.id), error);
         let path = node.paths.container_run(&self.id).join("config.json");
         let process = fs_err::read(path)
             .and_then(|text| Ok(serde_json::from_slice::<SpecProcess>(&text)?.process))
             .map_err(failed)?;
-        let process = process::for_exec(&process, command, Terminal::No);
+        let process = process::for_exec(&process, command);
         sealed(&process).map_err(failed)
     }
 }

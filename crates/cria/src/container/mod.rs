@@ -154,7 +154,8 @@ impl Container {
             let config = Arc::clone(&record.config);
             (record.id.clone(), record.sandbox.clone(), config, record.created_at_ns)
         };
-        let stats = ContainerStats::of(&record.get().cgroup, node.disk.layer(node.paths.upper(&id)));
+        let stats =
+            ContainerStats::of(&record.get().cgroup, node.disk.layer(node.paths.upper(&id)));
         Self {
             id,
             sandbox,

@@ -66,7 +66,9 @@ pub(crate) async fn discard(node: &Arc<Node>, id: &ContainerId) -> Result<(), Er
 
 /// Whether a monitor answers for a container that has not ended.
 pub(crate) async fn is_alive(node: &Node, id: &ContainerId) -> bool {
-    let Ok((monitor, _news)) = Monitor::connect(&node.paths.container_run(id)) else { return false };
+    let Ok((monitor, _news)) = Monitor::connect(&node.paths.container_run(id)) else {
+        return false;
+    };
     let state = monitor.ask_state(Request::State, STATE_DEADLINE).await;
     state.is_ok_and(|state| state.phase != Phase::Exited)
 }
@@ -84,7 +86,9 @@ pub(super) async fn clean(
         deleted.map_err(|error| Error::internal(format!("delete container {id}"), error))?;
     }
     let (node, id) = (Arc::clone(node), id.clone());
-    let cleaned = spawn_blocking(move || clean_files(&node, &id, cgroup.as_ref()).map_err(|error| (id, error)));
+    let cleaned = spawn_blocking(move || {
+        clean_files(&node, &id, cgroup.as_ref()).map_err(|error| (id, error))
+    });
     match cleaned.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err((id, error))) => Err(Error::io(format!("remove container {id}"), error)),

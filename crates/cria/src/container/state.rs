@@ -16,8 +16,13 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum State {
     /// The OCI runtime's `create` has run. `broken` is its refusal, kept for StartContainer.
-    Created { broken: Option<String> },
-    Running { init_pid: i32, started_at_ns: i64 },
+    Created {
+        broken: Option<String>,
+    },
+    Running {
+        init_pid: i32,
+        started_at_ns: i64,
+    },
     Exited(Exited),
 }
 

@@ -152,7 +152,7 @@ impl Container {
         let signal = rustix::process::Signal::from_named_raw(signal);
         if let (Some(init), Some(signal)) = (&held.descriptors.init, signal) {
             // It may have ended by now: then its end is on its way to us.
-            drop(pidfd_send_signal(init, signal));
+            let _ = pidfd_send_signal(init, signal);
         }
     }
 }
@@ -165,7 +165,8 @@ mod tests {
     fn a_later_call_can_only_bring_the_deadline_forward() {
         let (stopping, now) = (Stopping::default(), Instant::now());
         let after = |seconds| now + Duration::from_secs(seconds);
-        for (to, taken, stands) in [(30, true, 30), (60, false, 30), (30, false, 30), (5, true, 5)] {
+        for (to, taken, stands) in [(30, true, 30), (60, false, 30), (30, false, 30), (5, true, 5)]
+        {
             assert_eq!(stopping.shorten(after(to)), taken, "{to}");
             assert_eq!(*stopping.deadline.borrow(), Some(after(stands)), "{to}");
         }

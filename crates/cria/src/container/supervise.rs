@@ -189,7 +189,7 @@ impl Container {
             && let Ok(init) = sys::watch(init)
         {
             drop(init.readable().await);
-            drop(waitid(WaitId::PidFd(init.get_ref().as_fd()), WaitIdOptions::EXITED));
+            let _ = waitid(WaitId::PidFd(init.get_ref().as_fd()), WaitIdOptions::EXITED);
         }
         self.note_unknown_exit("its monitor died and could not be replaced").await;
     }
@@ -314,9 +314,8 @@ fn status_of(status: &rustix::process::WaitIdStatus) -> Status {
 }
 
 fn duplicate(descriptors: &Descriptors) -> io::Result<Descriptors> {
-    let again = |descriptor: &Option<OwnedFd>| {
-        descriptor.as_ref().map(OwnedFd::try_clone).transpose()
-    };
+    let again =
+        |descriptor: &Option<OwnedFd>| descriptor.as_ref().map(OwnedFd::try_clone).transpose();
     Ok(Descriptors {
         init: again(&descriptors.init)?,
         stdout: again(&descriptors.stdout)?,

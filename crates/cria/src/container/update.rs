@@ -40,7 +40,8 @@ impl Container {
             // There is no process to limit; StartContainer will say why.
             State::Created { broken: Some(_) } => {}
             State::Created { broken: None } | State::Running { .. } => {
-                let failed = |error| Error::internal(format!("update container {}", self.id), error);
+                let failed =
+                    |error| Error::internal(format!("update container {}", self.id), error);
                 let limits = resources::for_update(&merged, &node.facts);
                 node.oci.update(&self.id, &limits).await.map_err(failed)?;
                 self.write_unified(node, update)?;

@@ -7,11 +7,11 @@ use crate::container::config::{
     SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy,
 };
 use crate::error::Error;
-use crate::signal;
 use crate::sandbox::config::{
     Dns, NamespaceMode, NamespaceOptions, PortMapping, Protocol, SandboxConfig, SandboxSecurity,
     UserNamespace,
 };
+use crate::signal;
 
 pub(super) fn sandbox_config(
     config: Option<proto::PodSandboxConfig>,
@@ -376,10 +376,7 @@ fn known<E: TryFrom<i32>>(field: &'static str, value: i32) -> Result<E, Error> {
     E::try_from(value).map_err(|_| Error::invalid(field, format!("{value} is unknown")))
 }
 
-fn list<A, B>(
-    items: Vec<A>,
-    convert: impl Fn(A) -> Result<B, Error>,
-) -> Result<Vec<B>, Error> {
+fn list<A, B>(items: Vec<A>, convert: impl Fn(A) -> Result<B, Error>) -> Result<Vec<B>, Error> {
     items.into_iter().map(convert).collect()
 }
 

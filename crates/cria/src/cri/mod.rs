@@ -43,7 +43,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_streamed_list_holds_every_item_once_and_no_empty_message() {
-        for (count, expected) in [(0, vec![]), (1, vec![1]), (500, vec![500]), (501, vec![500, 1])] {
+        for (count, expected) in [(0, vec![]), (1, vec![1]), (500, vec![500]), (501, vec![500, 1])]
+        {
             let messages = stream_list((0..count).collect::<Vec<_>>(), |items| items);
             let messages: Vec<Vec<usize>> =
                 messages.map(|message| message.expect("no error")).collect().await;

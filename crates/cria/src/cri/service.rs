@@ -6,7 +6,25 @@ use std::time::Instant;
 use cria_proto::image_service_server::{ImageService, ImageServiceServer};
 use cria_proto::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use cria_proto::{
-    ContainerStatsRequest, ContainerStatsResponse, ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest, CreateContainerResponse, ExecSyncRequest, ExecSyncResponse, ImageFsInfoRequest, ImageFsInfoResponse, ImageStatusRequest, ImageStatusResponse, ListContainerStatsRequest, ListContainerStatsResponse, ListContainersRequest, ListContainersResponse, ListImagesRequest, ListImagesResponse, ListPodSandboxRequest, ListPodSandboxResponse, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse, PodSandboxStatsRequest, PodSandboxStatsResponse, PodSandboxStatusRequest, PodSandboxStatusResponse, PullImageRequest, PullImageResponse, RemoveContainerRequest, RemoveContainerResponse, RemoveImageRequest, RemoveImageResponse, RemovePodSandboxRequest, RemovePodSandboxResponse, ReopenContainerLogRequest, ReopenContainerLogResponse, RunPodSandboxRequest, RunPodSandboxResponse, RuntimeConfigRequest, RuntimeConfigResponse, StartContainerRequest, StartContainerResponse, StatusRequest, StatusResponse, StopContainerRequest, StopContainerResponse, StopPodSandboxRequest, StopPodSandboxResponse, StreamContainerStatsRequest, StreamContainerStatsResponse, StreamContainersRequest, StreamContainersResponse, StreamImagesRequest, StreamImagesResponse, StreamPodSandboxStatsRequest, StreamPodSandboxStatsResponse, StreamPodSandboxesRequest, StreamPodSandboxesResponse, UpdateContainerResourcesRequest, UpdateContainerResourcesResponse, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse, UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse, VersionRequest, VersionResponse,
+    ContainerStatsRequest, ContainerStatsResponse, ContainerStatusRequest, ContainerStatusResponse,
+    CreateContainerRequest, CreateContainerResponse, ExecSyncRequest, ExecSyncResponse,
+    ImageFsInfoRequest, ImageFsInfoResponse, ImageStatusRequest, ImageStatusResponse,
+    ListContainerStatsRequest, ListContainerStatsResponse, ListContainersRequest,
+    ListContainersResponse, ListImagesRequest, ListImagesResponse, ListPodSandboxRequest,
+    ListPodSandboxResponse, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse,
+    PodSandboxStatsRequest, PodSandboxStatsResponse, PodSandboxStatusRequest,
+    PodSandboxStatusResponse, PullImageRequest, PullImageResponse, RemoveContainerRequest,
+    RemoveContainerResponse, RemoveImageRequest, RemoveImageResponse, RemovePodSandboxRequest,
+    RemovePodSandboxResponse, ReopenContainerLogRequest, ReopenContainerLogResponse,
+    RunPodSandboxRequest, RunPodSandboxResponse, RuntimeConfigRequest, RuntimeConfigResponse,
+    StartContainerRequest, StartContainerResponse, StatusRequest, StatusResponse,
+    StopContainerRequest, StopContainerResponse, StopPodSandboxRequest, StopPodSandboxResponse,
+    StreamContainerStatsRequest, StreamContainerStatsResponse, StreamContainersRequest,
+    StreamContainersResponse, StreamImagesRequest, StreamImagesResponse,
+    StreamPodSandboxStatsRequest, StreamPodSandboxStatsResponse, StreamPodSandboxesRequest,
+    StreamPodSandboxesResponse, UpdateContainerResourcesRequest, UpdateContainerResourcesResponse,
+    UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
+    UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse, VersionRequest, VersionResponse,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -97,10 +115,7 @@ async fn call<T>(
 /// checkpoints.
 #[tonic::async_trait]
 impl RuntimeService for Service {
-    async fn version(
-        &self,
-        request: Request<VersionRequest>,
-    ) -> Answer<VersionResponse> {
+    async fn version(&self, request: Request<VersionRequest>) -> Answer<VersionResponse> {
         let answer = status::version(&self.daemon, request.into_inner());
         call(Kind::Query, "Version", answer).await
     }
@@ -233,10 +248,7 @@ impl RuntimeService for Service {
         call(Kind::Change, "ReopenContainerLog", answer).await
     }
 
-    async fn exec_sync(
-        &self,
-        request: Request<ExecSyncRequest>,
-    ) -> Answer<ExecSyncResponse> {
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
         let answer = container::exec_sync(&self.daemon, request.into_inner());
         call(Kind::Query, "ExecSync", answer).await
     }
@@ -297,10 +309,7 @@ impl RuntimeService for Service {
         call(Kind::Query, "UpdateRuntimeConfig", answer).await
     }
 
-    async fn status(
-        &self,
-        request: Request<StatusRequest>,
-    ) -> Answer<StatusResponse> {
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         let answer = status::status(&self.daemon, request.into_inner());
         call(Kind::Query, "Status", answer).await
     }
@@ -316,10 +325,7 @@ impl RuntimeService for Service {
 
 #[tonic::async_trait]
 impl ImageService for Service {
-    async fn list_images(
-        &self,
-        request: Request<ListImagesRequest>,
-    ) -> Answer<ListImagesResponse> {
+    async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
         let answer = image::list_images(&self.daemon, request.into_inner());
         call(Kind::Query, "ListImages", answer).await
     }
@@ -340,10 +346,7 @@ impl ImageService for Service {
         call(Kind::Query, "ImageStatus", answer).await
     }
 
-    async fn pull_image(
-        &self,
-        request: Request<PullImageRequest>,
-    ) -> Answer<PullImageResponse> {
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {
         let answer = image::pull_image(&self.daemon, request.into_inner());
         call(Kind::Change, "PullImage", answer).await
     }
@@ -369,4 +372,3 @@ impl ImageService for Service {
 pub(super) fn record(key: &'static str, value: &(impl ToString + ?Sized)) {
     Span::current().record(key, value.to_string());
 }
-

@@ -39,7 +39,9 @@ pub(super) async fn status(
         false => BTreeMap::new(),
     };
     Ok(StatusResponse {
-        status: Some(RuntimeStatus { conditions: vec![runtime_ready(), network_ready(node).await] }),
+        status: Some(RuntimeStatus {
+            conditions: vec![runtime_ready(), network_ready(node).await],
+        }),
         info,
         runtime_handlers: handlers(node),
         features: Some(RuntimeFeatures {
@@ -60,7 +62,11 @@ async fn network_ready(node: &Node) -> RuntimeCondition {
     RuntimeCondition {
         r#type: "NetworkReady".to_owned(),
         status: ready.is_ok(),
-        reason: ready.as_ref().err().map(|_| "NetworkPluginNotReady".to_owned()).unwrap_or_default(),
+        reason: ready
+            .as_ref()
+            .err()
+            .map(|_| "NetworkPluginNotReady".to_owned())
+            .unwrap_or_default(),
         message: ready.err().map(|error| chain(&*error)).unwrap_or_default(),
     }
 }

@@ -8,22 +8,24 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Features, OciError, OciRuntime};
 use crate::checkpoint;
-use crate::mounts;
+use crate::{mounts, programs};
 
 /// In the order of preference: crun starts a container in a third of runc's time.
 const CANDIDATES: [&str; 2] = ["crun", "runc"];
 
-const BINARY_DIRS: [&str; 5] =
-    ["/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/usr/libexec/cria"];
+/// For one call of a trial: much longer than any takes.
+const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
 /// Where and how a candidate is tried.
 pub(crate) struct Probe<'a> {
@@ -40,14 +42,15 @@ pub(crate) struct Probe<'a> {
 
 /// What was found out about one program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Finding {
+pub(crate) struct Finding {
     program: Program,
     boot_id: String,
     systemd_cgroup: bool,
-    version: String,
+    /// The first line of what it says of itself.
+    pub(crate) version: String,
     mount_options: Vec<String>,
     /// Why it does not work; none: it does.
-    fault: Option<String>,
+    pub(crate) fault: Option<String>,
 }
 
 /// Tells one build of a program from another.
@@ -66,11 +69,28 @@ impl Program {
     }
 }
 
+/// Those that are installed.
+pub(crate) fn candidates() -> Vec<PathBuf> {
+    CANDIDATES.iter().filter_map(|name| programs::find(name.as_ref())).collect()
+}
+
+impl Finding {
+    /// Whether it is new enough to say what it can do.
+    pub(crate) fn tells_features(&self) -> bool {
+        !self.mount_options.is_empty()
+    }
+
+    /// Whether it can make a mount read-only with all that is mounted below it.
+    pub(crate) fn recursive_read_only(&self) -> bool {
+        self.mount_options.iter().any(|option| option == "rro")
+    }
+}
+
 /// The runtime that is configured, or the first candidate that works. Blocking.
 pub(crate) fn choose(probe: &Probe<'_>) -> Result<OciRuntime, OciError> {
     let candidates = match probe.configured {
         Some(path) => vec![path.to_owned()],
-        None => CANDIDATES.iter().filter_map(|name| find(name)).collect(),
+        None => candidates(),
     };
     let mut tried = Vec::new();
     for path in candidates {
@@ -101,21 +121,13 @@ pub(crate) fn choose(probe: &Probe<'_>) -> Result<OciRuntime, OciError> {
     Err(OciError::None { tried })
 }
 
-/// A program in `$PATH` or where programs usually are.
-fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(BINARY_DIRS.iter().map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
-}
-
 impl Probe<'_> {
     fn look_at(&self, path: &Path) -> Result<Finding, OciError> {
         let failed = |source| OciError::Spawn { runtime: path.to_owned(), source };
         let program = Program::at(path).map_err(failed)?;
         let cache = self.run.join("oci-probe.json");
-        let mut known: Vec<Finding> = checkpoint::read(&cache).map(|Known { findings }| findings).unwrap_or_default();
+        let mut known: Vec<Finding> =
+            checkpoint::read(&cache).map(|Known { findings }| findings).unwrap_or_default();
         let fits = |finding: &&Finding| {
             finding.program == program
                 && finding.boot_id == self.boot_id
@@ -124,7 +136,7 @@ impl Probe<'_> {
         if let Some(finding) = known.iter().find(fits) {
             return Ok(finding.clone());
         }
-        let finding = self.try_out(path, program).map_err(failed)?;
+        let finding = self.try_out(path).map_err(failed)?;
         known.retain(|other| other.program.path != finding.program.path);
         known.push(finding.clone());
         if let Err(error) = checkpoint::write(&cache, &Known { findings: known }) {
@@ -133,9 +145,12 @@ impl Probe<'_> {
         Ok(finding)
     }
 
-    fn try_out(&self, path: &Path, program: Program) -> io::Result<Finding> {
-        let version = Command::new(path).arg("--version").output()?;
-        let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or("").to_owned();
+    /// The trial itself, whatever was found before.
+    pub(crate) fn try_out(&self, path: &Path) -> io::Result<Finding> {
+        let program = Program::at(path)?;
+        let version = output(Command::new(path).arg("--version"))?;
+        let version =
+            String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or("").to_owned();
         let trial = Trial { probe: self, path, directory: self.run.join("oci-probe") };
         let fault = trial.run();
         trial.clear()?;
@@ -150,6 +165,21 @@ impl Probe<'_> {
     }
 }
 
+/// Runs `command` to its end, which must come soon: a runtime that hangs must not hang whoever asks
+/// about it. What it says fits into a pipe.
+fn output(command: &mut Command) -> io::Result<Output> {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    let mut poll = [PollFd::new(&process, PollFlags::IN)];
+    if rustix::event::poll(&mut poll, Some(&DEADLINE))? == 0 {
+        child.kill()?;
+        child.wait()?;
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end in time"));
+    }
+    child.wait_with_output()
+}
+
 /// The file of findings.
 #[derive(Serialize, Deserialize)]
 struct Known {
@@ -158,7 +188,7 @@ struct Known {
 
 /// An old runtime has no such command: then nothing special is known of it.
 fn features(path: &Path) -> Features {
-    let output = Command::new(path).arg("features").output();
+    let output = output(Command::new(path).arg("features"));
     output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default()
 }
 
@@ -200,7 +230,7 @@ impl Trial<'_> {
         if self.probe.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
-        command.args(arguments).arg(self.name()).output()
+        output(command.args(arguments).arg(self.name()))
     }
 
     /// Unique beside another daemon's trial.

@@ -36,7 +36,8 @@ impl PodInit {
         cgroups: &[PathBuf],
     ) -> io::Result<Self> {
         let mut arguments = vec!["pod-init".to_owned(), id.to_string()];
-        let mut add = |flag: String, path: &Path| arguments.extend([flag, path.display().to_string()]);
+        let mut add =
+            |flag: String, path: &Path| arguments.extend([flag, path.display().to_string()]);
         for kind in kinds {
             add(format!("--{}", kind.name()), &kind.pin(paths, id));
         }

@@ -13,8 +13,8 @@ use rustix::mount::{MountPropagationFlags, mount_bind, mount_bind_recursive, mou
 
 use super::config::{NamespaceMode, SandboxConfig};
 use crate::id::SandboxId;
-use crate::{monitor, mounts};
 use crate::paths::Paths;
+use crate::{monitor, mounts};
 
 /// Making namespaces is a handful of system calls; a child that takes longer is stuck.
 const DEADLINE: Duration = Duration::from_secs(30);

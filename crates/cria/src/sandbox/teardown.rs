@@ -31,7 +31,9 @@ pub(crate) async fn discard(node: &Arc<Node>, id: &SandboxId) -> Result<(), Erro
         remove_tree(&node.paths.sandbox_run(&id))?;
         remove_tree(&node.paths.sandbox(&id))
     });
-    cleared.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+    cleared
+        .await
+        .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
         .map_err(|error| Error::io(action, error))
 }
 

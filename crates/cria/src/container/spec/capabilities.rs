@@ -9,24 +9,6 @@ use super::SpecError;
 use super::node::NodeFacts;
 use crate::container::config::SecurityContext;
 
-/// What a container has that asks for nothing: the set that images are built and tested with.
-const DEFAULT: [&str; 14] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
-
 /// Names with `CAP_` in front.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Capabilities {
@@ -60,7 +42,7 @@ fn unprivileged(add: &Asked, drop: &Asked, node: &NodeFacts) -> BTreeSet<String>
     let mut held = match (add.all, drop.all) {
         (_, true) => BTreeSet::new(),
         (true, false) => node.capabilities.clone(),
-        (false, false) => DEFAULT.map(str::to_owned).into(),
+        (false, false) => node.default_capabilities.clone(),
     };
     held.extend(add.named.iter().cloned());
     held.retain(|name| !drop.named.contains(name));
@@ -134,7 +116,7 @@ mod tests {
     #[test]
     fn names_are_added_to_and_dropped_from_the_default_set() {
         let default = held(&[], &[]);
-        assert_eq!(default, DEFAULT.map(str::to_owned).into());
+        assert_eq!(default, node().default_capabilities);
         let all = node().capabilities;
         let with = |set: &BTreeSet<String>, name: &str| {
             let mut set = set.clone();
@@ -215,7 +197,10 @@ mod tests {
             assert_eq!(*set, only);
         }
         let default = of(&SecurityContext::default(), &node()).unwrap().to_spec();
-        assert_eq!(default.bounding().as_ref().map(|set| set.len()), Some(DEFAULT.len()));
+        assert_eq!(
+            default.bounding().as_ref().map(|set| set.len()),
+            Some(node().default_capabilities.len())
+        );
         assert_eq!(default.inheritable().as_ref().map(|set| set.len()), Some(0));
     }
 }

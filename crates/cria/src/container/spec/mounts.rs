@@ -1,6 +1,6 @@
 //! The list of mounts, in the order in which they are made. Pure.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::Mount;
 

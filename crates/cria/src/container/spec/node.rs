@@ -16,6 +16,8 @@ pub(crate) struct NodeFacts {
     pub(crate) cgroups: CgroupFacts,
     /// cria's own, each with `CAP_` in front. Nobody can give what they do not have.
     pub(crate) capabilities: BTreeSet<String>,
+    /// What a container has that asks for nothing.
+    pub(crate) default_capabilities: BTreeSet<String>,
     /// The lowest `oom_score_adj` the kernel lets cria set.
     pub(crate) oom_score_adj_floor: i64,
     /// All sixteen: see `rlimits`.
@@ -50,6 +52,7 @@ pub(crate) enum CgroupVersion {
 #[derive(Clone, Debug)]
 pub(crate) struct NodeSettings {
     pub(crate) cgroups: CgroupFacts,
+    pub(crate) default_capabilities: BTreeSet<String>,
     pub(crate) nofile: Rlimit,
     pub(crate) pids_limit: Option<i64>,
     pub(crate) recursive_read_only: bool,
@@ -71,6 +74,7 @@ impl NodeFacts {
             rlimits: rlimits::look_up(settings.nofile, privilege)
                 .map_err(SpecError::io("read own limits"))?,
             capabilities: capabilities.iter().map(ToString::to_string).collect(),
+            default_capabilities: settings.default_capabilities,
             pids_limit: settings.pids_limit,
             recursive_read_only: settings.recursive_read_only,
             own_dirs: settings.own_dirs,
@@ -113,6 +117,7 @@ mod tests {
     fn the_facts_of_this_node_are_such_that_a_child_can_have_them() {
         let facts = NodeFacts::look_up(NodeSettings {
             cgroups: CgroupFacts { version: CgroupVersion::V1, swap: true, hugetlb: false },
+            default_capabilities: BTreeSet::new(),
             nofile: Rlimit { soft: 1024, hard: 524_288 },
             pids_limit: None,
             recursive_read_only: true,

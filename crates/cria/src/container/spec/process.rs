@@ -37,21 +37,11 @@ pub(super) fn build(request: &SpecRequest<'_>) -> Result<Process, SpecError> {
     Ok(process)
 }
 
-/// An exec in a container: its process with another command line.
-pub(crate) fn for_exec(container: &Process, command: Vec<String>, terminal: Terminal) -> Process {
+/// An exec in a container: its process with another command line, and without a terminal.
+pub(crate) fn for_exec(container: &Process, command: Vec<String>) -> Process {
     let mut process = container.clone();
-    let terminal = match terminal {
-        Terminal::Yes => Some(true),
-        Terminal::No => None,
-    };
-    process.set_args(Some(command)).set_terminal(terminal);
+    process.set_args(Some(command)).set_terminal(None);
     process
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Terminal {
-    Yes,
-    No,
 }
 
 fn user(request: &SpecRequest<'_>) -> SpecUser {
@@ -338,7 +328,7 @@ mod tests {
         });
         let container = container.unwrap();
         assert_eq!(container.terminal(), Some(true));
-        let mut exec = for_exec(&container, list("ls -l"), Terminal::No);
+        let mut exec = for_exec(&container, list("ls -l"));
         assert_eq!(*exec.args(), Some(list("ls -l")));
         assert_eq!(exec.terminal(), None);
         exec.set_args(container.args().clone()).set_terminal(Some(true));

@@ -100,6 +100,7 @@ pub(super) fn node() -> NodeFacts {
     NodeFacts {
         cgroups: CgroupFacts { version: CgroupVersion::V2, swap: true, hugetlb: true },
         capabilities: capabilities.map(|cap| cap.to_string()).collect::<BTreeSet<_>>(),
+        default_capabilities: crate::config::RuntimeConfig::default().capability_names(),
         oom_score_adj_floor: 0,
         rlimits: Vec::new(),
         pids_limit: Some(500),

@@ -32,10 +32,8 @@ pub(in crate::cri) async fn create_container(
     };
     let target = target(daemon, &config)?;
     let node = Arc::clone(&daemon.node);
-    let container = daemon
-        .containers
-        .get_or_create(key, || create(node, sandbox, config, target))
-        .await?;
+    let container =
+        daemon.containers.get_or_create(key, || create(node, sandbox, config, target)).await?;
     record("container", &container.id);
     Ok(CreateContainerResponse { container_id: container.id.to_string() })
 }
@@ -101,7 +99,7 @@ fn pid_namespace(
         (NamespaceMode::Pod, _) => {
             let pin = namespaces::pid_pin(&node.paths, &sandbox.id);
             Ok(Some(PidNamespaceFile::Pinned(pin)))
-        },
+        }
         (NamespaceMode::Container | NamespaceMode::Node | NamespaceMode::Target, _) => Ok(None),
     }
 }

@@ -23,10 +23,10 @@ use crate::sandbox::Sandbox;
 
 /// The sandbox of this id, or of this prefix of one.
 pub(super) fn find(daemon: &Daemon, id: &str) -> Result<Arc<Sandbox>, Error> {
-    let sandbox = daemon.sandboxes.find(id).ok_or_else(|| Error::NotFound {
-        kind: "pod sandbox",
-        id: id.to_owned(),
-    })?;
+    let sandbox = daemon
+        .sandboxes
+        .find(id)
+        .ok_or_else(|| Error::NotFound { kind: "pod sandbox", id: id.to_owned() })?;
     note(&sandbox);
     Ok(sandbox)
 }

@@ -194,5 +194,4 @@ fn masked(index: usize, mask: u64, value: u64) -> LinuxSeccompArg {
 }
 
 #[cfg(test)]
-#[path = "seccomp/tests.rs"]
 mod tests;

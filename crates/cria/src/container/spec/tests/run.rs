@@ -158,6 +158,7 @@ fn parts(bundle: &Bundle) -> Parts {
     let mut parts = Parts::new();
     parts.node = NodeFacts::look_up(NodeSettings {
         cgroups: CgroupFacts { version: CgroupVersion::V1, swap: true, hugetlb: false },
+        default_capabilities: crate::config::RuntimeConfig::default().capability_names(),
         nofile: Rlimit { soft: 1000, hard: 2000 },
         pids_limit: Some(500),
         recursive_read_only: true,
