@@ -5,8 +5,8 @@
 //! kubelet starts anew with its statistics from the CRI alone. At the end the pods are taken away,
 //! and nothing of them may stay.
 //!
-//! `CRIA_KUBELET_PEER=containerd` runs the same on containerd; `CRIA_KUBELET_ONLY=word` tries only
-//! the rows whose name holds that word.
+//! `CRIA_KUBELET_PEER=containerd` runs the same on containerd; `CRIA_KUBELET_ONLY=word,word` tries
+//! only the rows whose name holds one of the words.
 
 #![expect(clippy::print_stdout, reason = "the table of what was tried is this test's output")]
 
@@ -34,7 +34,7 @@ use std::thread;
 
 use harness::Registry;
 
-use crate::images::Images;
+use crate::images::{Images, Registries};
 use crate::process::{Files, Kubelet, Stats};
 use crate::report::Report;
 use crate::runtime::Runtime;
@@ -43,13 +43,13 @@ use crate::stages::Stages;
 
 #[test]
 fn a_kubelet_runs_its_pods() {
-    let (registry, private) = (Registry::start(), Registry::start_private());
-    let images = Images::push(&registry, &private);
-    let runtime = Runtime::start(&registry, &private);
+    let registries = Registries { open: Registry::start(), private: Registry::start_private() };
+    let images = Images::push(&registries);
+    let runtime = Runtime::start(&registries.open, &registries.private);
 
     let place = runtime.place();
     let files = Files::new(&place.make("kubelet"));
-    let credentials = images::node_credentials(&private).to_string();
+    let credentials = images::node_credentials(&registries.private).to_string();
     fs_err::write(files.root().join("config.json"), credentials).expect("own folder");
     let cgroup = format!("{}/kubelet", place.cgroup());
     cgroup::make(&cgroup);
@@ -58,7 +58,7 @@ fn a_kubelet_runs_its_pods() {
         runtime.cri().clone(),
         kubelet.api().clone(),
         files,
-        images,
+        (images, registries),
         (cgroup, place.subnet()),
         place.make("scratch"),
         kubelet.log_file(),
@@ -77,7 +77,7 @@ fn a_kubelet_runs_its_pods() {
         Stages { site, report, kubelet, runtime }.run();
     });
     let passed = report.finish();
-    // What they have to say of requests that failed was asked for.
-    drop((registry, private));
+    // What the registries have to say of requests that failed was asked for.
+    drop(site);
     assert!(passed, "see the table above");
 }

@@ -9,6 +9,12 @@ use serde_json::{Value, json};
 
 use crate::process::free_port;
 
+/// One that lets everybody in, and one that asks for a password.
+pub(crate) struct Registries {
+    pub(crate) open: Registry,
+    pub(crate) private: Registry,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Images {
     /// What nearly every pod runs.
@@ -20,6 +26,8 @@ pub(crate) struct Images {
     pub(crate) numbered_user: String,
     /// Its stop signal is SIGUSR1.
     pub stops_by_usr1: String,
+    /// Of a pod that asks for it each time it starts.
+    pub(crate) always: String,
     /// Used by one pod all the time.
     pub(crate) used: String,
     /// Used by a pod that goes, and by none at all.
@@ -33,7 +41,8 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    pub(crate) fn push(registry: &Registry, private: &Registry) -> Self {
+    pub(crate) fn push(registries: &Registries) -> Self {
+        let Registries { open: registry, private } = registries;
         let pushed = registry.push("busybox:1", &busybox());
         let marked = |name: &str| {
             let image = busybox().layer(Layer::new().file("mark", 0o644, name));
@@ -51,6 +60,7 @@ impl Images {
             stops_by_usr1: registry
                 .push("stops-by-usr1:1", &busybox().stop_signal("SIGUSR1"))
                 .reference,
+            always: marked("always"),
             used: marked("used"),
             unused: [marked("used-once"), marked("used-never")],
             private: private

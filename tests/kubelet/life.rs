@@ -148,6 +148,13 @@ fn bad_command(site: &Site) -> Result<()> {
     let last = &status(&pod, "main")["lastState"]["terminated"];
     ensure!(last["exitCode"] == 128 && last["reason"] == "StartError", "{last}");
     ensure!(text(&last["message"]).contains("/no/such/program"), "{last}");
+    // A start that failed leaves an empty log.
+    let folder = site.log_folder(&pod, "main");
+    let logs: Vec<_> = fs_err::read_dir(folder)?.flatten().collect();
+    ensure!(!logs.is_empty(), "no log of a failed start");
+    for log in logs {
+        ensure!(log.metadata()?.len() == 0, "{} holds something", log.path().display());
+    }
     Ok(())
 }
 

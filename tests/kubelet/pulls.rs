@@ -11,6 +11,7 @@ pub(crate) const CASES: &[Case] = &[
     case("an image that may not be pulled: ErrImageNeverPull", never),
     ours("a registry that is down: RegistryUnavailable", unavailable),
     case("a private image by the node's config.json", private),
+    case("imagePullPolicy Always: the registry is asked at every start", always),
     case("image names and digests in a status", identity),
 ];
 
@@ -38,6 +39,31 @@ fn unavailable(site: &Site) -> Result<()> {
 fn private(site: &Site) -> Result<()> {
     site.apply("private-image", of_image(site, &site.images.private, "Always"));
     site.ready("private-image").map(drop)
+}
+
+fn always(site: &Site) -> Result<()> {
+    let more = json!({
+        "image": site.images.always,
+        "imagePullPolicy": "Always",
+        "volumeMounts": [{ "name": "shared", "mountPath": "/shared" }],
+    });
+    let script = "test -e /shared/tried && exit 0; touch /shared/tried; exit 1";
+    let spec = json!({
+        "restartPolicy": "OnFailure",
+        "volumes": [{ "name": "shared", "emptyDir": {} }],
+        "containers": [with(site.sh("main", script), more)],
+    });
+    site.apply("always-pulled", spec);
+    site.ended("always-pulled", "Succeeded")?;
+    let requests = site.registries.open.requests();
+    let of_manifest = |line: &&String| {
+        line.contains(" /v2/always/manifests/")
+            && line.ends_with(" 200")
+            && !line.starts_with("PUT")
+    };
+    let asked = requests.iter().filter(of_manifest).count();
+    ensure!(asked >= 2, "asked {asked} times: {requests:#?}");
+    Ok(())
 }
 
 fn identity(site: &Site) -> Result<()> {

@@ -106,6 +106,9 @@ fn check_summary(site: &Site, name: &str) -> Result<()> {
     ensure!(number(&container["rootfs"]["capacityBytes"]) > 0, "{container:#}");
     ensure!(number(&container["logs"]["usedBytes"]) > 0, "{container:#}");
     ensure!(number(&pod["memory"]["workingSetBytes"]) > 10_000, "{pod:#}");
+    let images = site.api.json("/stats/summary")?["node"]["runtime"]["imageFs"].take();
+    ensure!(number(&images["usedBytes"]) > 1024 * 1024, "{images:#}");
+    ensure!(number(&images["capacityBytes"]) > number(&images["usedBytes"]), "{images:#}");
     Ok(())
 }
 

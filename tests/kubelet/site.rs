@@ -14,7 +14,7 @@ use cria_proto::{
 use harness::Cri;
 use serde_json::{Value, json};
 
-use crate::images::Images;
+use crate::images::{Images, Registries};
 use crate::process::{Api, Files, NODE_NAME};
 
 /// How long anything may take that a node does in a second or ten. Generous, for it is only waited
@@ -29,6 +29,8 @@ pub(crate) struct Site {
     pub(crate) api: Api,
     pub(crate) files: Files,
     pub(crate) images: Images,
+    /// Where the images come from.
+    pub(crate) registries: Registries,
     /// Under which the kubelet's `kubepods` is, as a path from the root of each hierarchy.
     pub(crate) cgroup: String,
     /// How the pods' addresses begin.
@@ -56,14 +58,27 @@ impl Site {
         cri: Cri,
         api: Api,
         files: Files,
-        images: Images,
+        (images, registries): (Images, Registries),
         (cgroup, subnet): (String, String),
         scratch: PathBuf,
         kubelet_log: PathBuf,
         is_cria: bool,
     ) -> Self {
         let (seen, news) = (Mutex::default(), Condvar::new());
-        Self { cri, api, files, images, cgroup, subnet, scratch, kubelet_log, is_cria, seen, news }
+        Self {
+            cri,
+            api,
+            files,
+            images,
+            registries,
+            cgroup,
+            subnet,
+            scratch,
+            kubelet_log,
+            is_cria,
+            seen,
+            news,
+        }
     }
 
     /// Asks the kubelet for its pods again and again, until the other end of `stop` is dropped.
