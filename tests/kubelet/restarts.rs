@@ -70,6 +70,39 @@ fn sandboxes(site: &Site, running: &Running) -> Result<BTreeSet<String>> {
     Ok(pods.into_iter().filter(runs).map(|pod| pod.id).collect())
 }
 
+/// What was there before the first restart.
+pub(crate) struct Before {
+    running: Running,
+    sandboxes: BTreeSet<String>,
+}
+
+impl Before {
+    pub(crate) fn look(site: &Site) -> Result<Self> {
+        let running = running(site);
+        ensure!(!running.is_empty(), "nothing runs");
+        let sandboxes = sandboxes(site, &running)?;
+        Ok(Self { running, sandboxes })
+    }
+
+    /// Without the pods that were ended since, as was intended.
+    pub(crate) fn but(mut self, site: &Site, pods: &[&str]) -> Result<Self> {
+        self.running.retain(|(pod, _), _| !pods.contains(&pod.as_str()));
+        let left = sandboxes(site, &self.running)?;
+        self.sandboxes.retain(|id| left.contains(id));
+        Ok(self)
+    }
+
+    /// Waits until the kubelet says that all is as it was; what it said earlier does not count.
+    pub(crate) fn await_same(&self, site: &Site) -> Result<()> {
+        site.forget();
+        await_unchanged(site, &self.running)?;
+        // None is gone, and none was made for a pod that has one.
+        let (old, now) = (&self.sandboxes, sandboxes(site, &self.running)?);
+        ensure!(now == *old, "sandboxes {old:?} became {now:?}");
+        Ok(())
+    }
+}
+
 /// Waits until the kubelet sees all that ran before, as it was.
 fn await_unchanged(site: &Site, before: &Running) -> Result<()> {
     let changed = |now: &Running| {
@@ -87,9 +120,7 @@ fn await_unchanged(site: &Site, before: &Running) -> Result<()> {
 
 /// Kills the runtime again and again while pods come and go.
 pub(crate) fn kill_runtime(site: &Site, runtime: &mut Runtime) -> Result<()> {
-    let before = running(site);
-    let pods = sandboxes(site, &before)?;
-    ensure!(!before.is_empty(), "nothing runs");
+    let before = Before::look(site)?;
     let done = AtomicBool::new(false);
     let load = thread::scope(|scope| {
         let load = scope.spawn(|| load(site, &done));
@@ -101,13 +132,8 @@ pub(crate) fn kill_runtime(site: &Site, runtime: &mut Runtime) -> Result<()> {
         done.store(true, Ordering::Relaxed);
         load.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the load panicked")))
     });
-    let count = load?;
-    println!("    {} containers ran on, {count} pods came and went", before.len());
-    await_unchanged(site, &before)?;
-    // None is gone, and none was made for a pod that has one.
-    let now = sandboxes(site, &before)?;
-    ensure!(now == pods, "sandboxes {pods:?} became {now:?}");
-    Ok(())
+    println!("    {} containers ran on, {} pods came and went", before.running.len(), load?);
+    before.await_same(site)
 }
 
 /// Pods that come and go, four at once, until told to end; how many there were.
@@ -160,12 +186,8 @@ fn is_over(process: &std::path::Path) -> bool {
 
 /// A new kubelet takes over all that runs.
 pub(crate) fn restart_kubelet(site: &Site, kubelet: &mut Kubelet) -> Result<()> {
-    let before = running(site);
-    let pods = sandboxes(site, &before)?;
+    let before = Before::look(site)?;
     kubelet.stop();
     kubelet.start(Stats::FromCri);
-    await_unchanged(site, &before)?;
-    let now = sandboxes(site, &before)?;
-    ensure!(now == pods, "sandboxes {pods:?} became {now:?}");
-    Ok(())
+    before.await_same(site)
 }

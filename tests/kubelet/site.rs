@@ -160,6 +160,11 @@ impl Site {
         Ok(containers.is_empty() && sandboxes.is_empty())
     }
 
+    /// Forgets what the kubelet has said so far: only what it says from now on counts.
+    pub(crate) fn forget(&self) {
+        self.seen().now.clear();
+    }
+
     pub(crate) fn names(&self) -> Vec<String> {
         self.seen().now.keys().cloned().collect()
     }

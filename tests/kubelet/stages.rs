@@ -11,6 +11,7 @@ use harness::wait::within;
 use crate::cases::{self, Case, is_wanted, standing};
 use crate::process::Kubelet;
 use crate::report::Report;
+use crate::restarts::Before;
 use crate::runtime::Runtime;
 use crate::site::{LIMIT, Site, read};
 use crate::{cgroup, restarts};
@@ -18,6 +19,7 @@ use crate::{cgroup, restarts};
 const KILLED: &str = "kill -9 of the runtime under load: no container notices";
 const UNSEEN: &str = "a container that ends meanwhile: its true exit code";
 const RESTARTED: &str = "restart of the kubelet: no container notices";
+const LASTING: &str = "minutes after all restarts: every container as it was before";
 const GONE: &str = "all pods go with their manifests, and leave nothing";
 const NODE_CLEAN: &str = "nothing of the pods is left on the node";
 
@@ -36,6 +38,7 @@ impl Stages<'_> {
         self.side_by_side(&cases::single_pods());
 
         standing::release_image(site).unwrap_or_else(|error| println!("{error:#}"));
+        let before = Before::look(site);
         if is_wanted(KILLED) {
             report.row(KILLED, || restarts::kill_runtime(site, &mut self.runtime));
         }
@@ -52,6 +55,9 @@ impl Stages<'_> {
         }
         self.side_by_side(&at_length);
 
+        if is_wanted(LASTING) {
+            report.row(LASTING, || before?.but(site, &standing::ENDED)?.await_same(site));
+        }
         report.row(GONE, || all_gone(site));
         self.kubelet.stop();
         if let Runtime::Cria(node) = &mut self.runtime {

@@ -23,6 +23,9 @@ pub(crate) const CASES: &[Case] = &[
     case("log rotation: no line lost, none torn, none twice", rotation),
 ];
 
+/// Those that are ended on the way.
+pub(crate) const ENDED: [&str; 2] = ["leaver", "enduring"];
+
 /// The first pass that frees an image comes five minutes after the kubelet's start.
 const COLLECTION: Duration = Duration::from_secs(5 * 60 + 120);
 
