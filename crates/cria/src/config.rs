@@ -67,9 +67,6 @@ pub(crate) struct RuntimeConfig {
     pub(crate) seccomp_profile: Option<AbsolutePath>,
     /// After this a call of the OCI runtime is killed and has failed.
     pub(crate) create_timeout: Timeout,
-    /// The monitors' cgroup, from the root of the hierarchies. None: beside the daemon's own.
-    #[serde(with = "values::optional")]
-    pub(crate) monitor_cgroup: Option<AbsolutePath>,
     pub(crate) rlimits: RlimitsConfig,
 }
 
@@ -176,7 +173,6 @@ impl Default for RuntimeConfig {
             // The kubelet gives up after two minutes and asks again; hooks may need longer, and
             // its second question finds the first call still under way.
             create_timeout: Timeout::minutes(const { NonZeroU32::new(4).unwrap() }),
-            monitor_cgroup: None,
             rlimits: RlimitsConfig::default(),
         }
     }

@@ -47,8 +47,11 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let daemon = Arc::new(Daemon::new(Arc::clone(&node)));
     recovery::recover(&daemon).await?;
     let listener = listen(node.config.listen.as_ref())?;
-    let background =
-        [tokio::spawn(sync_images(Arc::clone(&node))), tokio::spawn(reaper::reap_strangers())];
+    let background = [
+        tokio::spawn(sync_images(Arc::clone(&node))),
+        tokio::spawn(reaper::reap_strangers()),
+        tokio::spawn(beat()),
+    ];
     info!(
         socket = %node.config.listen.display(), sandboxes = daemon.sandboxes.all().len(),
         containers = daemon.containers.all().len(), version = env!("CARGO_PKG_VERSION"), "serving",
@@ -230,6 +233,15 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     let listener = UnixListener::bind(socket).with_context(failed)?;
     fs_err::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
     Ok(listener)
+}
+
+/// Tells systemd's watchdog, if it wants to know, that tasks still get their turn.
+async fn beat() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        notify(&[sd_notify::NotifyState::Watchdog]);
+        tokio::time::sleep(limit / 2).await;
+    }
 }
 
 /// Without systemd there is nobody to tell.

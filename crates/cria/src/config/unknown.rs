@@ -77,12 +77,12 @@ mod tests {
 
     #[test]
     fn the_nearest_key_is_found_in_any_table() {
-        let known = ["root", "runtime", "runtime.monitor", "runtime.monitor-cgroup", "images"];
+        let known = ["root", "runtime", "runtime.monitor", "runtime.pids-limit", "images"];
         for (key, expected) in [
             ("rot", "root"),
             ("runtme", "runtime"),
             ("runtime.monitr", "runtime.monitor"),
-            ("monitor_cgroup", "runtime.monitor-cgroup"),
+            ("pids_limit", "runtime.pids-limit"),
             ("network.monitor", "runtime.monitor"),
             ("image", "images"),
         ] {
