@@ -11,7 +11,7 @@ use cria_proto::{
 };
 use tokio::task::spawn_blocking;
 
-use super::service::record;
+use super::span::record;
 use super::{Items, stream_list};
 use crate::clock;
 use crate::daemon::Daemon;

@@ -8,6 +8,7 @@ mod convert;
 mod image;
 mod sandbox;
 mod service;
+mod span;
 mod stats;
 mod status;
 

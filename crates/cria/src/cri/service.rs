@@ -29,7 +29,7 @@ use cria_proto::{
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
-use tracing::{Instrument, Span, debug, field, info, info_span, warn};
+use tracing::{Instrument, debug, field, info, info_span, warn};
 
 use super::{Items, container, image, sandbox, stats, status};
 use crate::daemon::Daemon;
@@ -366,9 +366,4 @@ impl ImageService for Service {
         let answer = image::image_fs_info(&self.daemon, request.into_inner());
         call(Kind::Query, "ImageFsInfo", answer).await
     }
-}
-
-/// Tells the log which object an RPC is about.
-pub(super) fn record(key: &'static str, value: &(impl ToString + ?Sized)) {
-    Span::current().record(key, value.to_string());
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cria_proto::{CreateContainerRequest, CreateContainerResponse};
 
-use super::super::service::record;
+use super::super::span::record;
 use super::super::{convert, sandbox};
 use crate::container::config::ContainerConfig;
 use crate::container::state::State as ContainerState;

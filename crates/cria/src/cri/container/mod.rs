@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use cria_proto::ContainerMetadata;
 
-use super::service::record;
+use super::span::record;
 use crate::container::Container;
 use crate::daemon::Daemon;
 use crate::error::Error;

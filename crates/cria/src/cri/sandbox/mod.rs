@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use cria_proto::{UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse};
 
-use super::service::record;
+use super::span::record;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::sandbox::Sandbox;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cria_proto::{RunPodSandboxRequest, RunPodSandboxResponse};
 
 use super::super::convert;
-use super::super::service::record;
+use super::super::span::record;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::sandbox;
