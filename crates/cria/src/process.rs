@@ -19,14 +19,24 @@ pub(crate) fn is_alive(process: &OwnedFd) -> bool {
     rustix::event::poll(&mut poll, Some(&now)) == Ok(0)
 }
 
-/// In clock ticks since the boot: field 22 of proc_pid_stat(5). The name before it may hold
-/// anything, so it is counted from the last parenthesis.
+/// In clock ticks since the boot.
 pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
+    stat_field(pid, 22)
+}
+
+/// Whether the process is a child of ours: then only we can learn how it ends.
+pub(crate) fn is_our_child(pid: i32) -> bool {
+    stat_field(pid, 4).is_ok_and(|parent| parent == u64::from(std::process::id()))
+}
+
+/// A field of proc_pid_stat(5), counted as there, from one. The name, the second, may hold
+/// anything, so the rest is counted from the last parenthesis.
+fn stat_field(pid: i32, field: usize) -> io::Result<u64> {
     let stat = fs_err::read_to_string(format!("/proc/{pid}/stat"))?;
     stat.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(field - 3))
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field {field}")))
 }
 
 #[cfg(test)]
@@ -40,5 +50,14 @@ mod tests {
         assert!(open(pid, began).is_some());
         assert!(open(pid, began + 1).is_none());
         assert!(open(0, began).is_none());
+    }
+
+    #[test]
+    fn a_child_of_ours_is_told_from_a_stranger() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(is_our_child(i32::try_from(child.id()).unwrap()));
+        assert!(!is_our_child(1));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

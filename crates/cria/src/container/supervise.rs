@@ -18,6 +18,7 @@ use crate::clock;
 use crate::error::chain;
 use crate::monitor::{Monitor, MonitorError, News};
 use crate::node::Node;
+use crate::process;
 use crate::sys;
 
 /// Within this a monitor that lives answers.
@@ -118,13 +119,15 @@ impl Container {
         tracing::warn!(container = %self.id, "the monitor died; starting another");
         let held = duplicate(&self.held().descriptors);
         let init = held.as_ref().ok().and_then(|held| held.init.as_ref()?.try_clone().ok());
+        // A monitor of an earlier daemon leaves its children to PID 1.
+        let orphan_is_ours = process::is_our_child(self.record.get().init_pid);
         let adopted = match held {
-            Ok(held) => self.adopt(node, held, init.is_some()).await,
+            Ok(held) => self.adopt(node, held, orphan_is_ours).await,
             Err(error) => Err(MonitorError::Io(error)),
         };
         match (adopted, init) {
-            (Ok(()), Some(init)) => self.await_orphan(init).await,
-            (Ok(()), None) => {}
+            (Ok(()), Some(init)) if orphan_is_ours => self.await_orphan(init).await,
+            (Ok(()), _) => {}
             (Err(error), init) => {
                 tracing::error!(
                     container = %self.id, error = chain(&error),
@@ -166,7 +169,7 @@ impl Container {
     }
 
     /// A monitor's child comes to the daemon that started the monitor when the monitor dies: only
-    /// we can learn how it ends. A monitor of an earlier daemon leaves it to PID 1.
+    /// we can learn how it ends.
     async fn await_orphan(self: &Arc<Self>, init: OwnedFd) {
         let Ok(init) = sys::watch(init) else { return };
         if init.readable().await.is_err() {
