@@ -19,7 +19,9 @@ build: ## build cria and cria-monitor into target/release
 test: ## everything: build, lints, unit and integration tests, a kubelet, conformance
 	@tests/run
 
-demo: setup build ## a pod's life, shown step by step
+demo: ## a pod's life, shown step by step
+	@tests/setup crictl
+	@$(MAKE) --no-print-directory build
 	@tests/demo
 
 kubelet: setup build ## a real kubelet runs its pods on cria (PEER=containerd: on containerd instead)
