@@ -25,7 +25,7 @@ pub(super) enum Purpose {
     Create { pid_file: PathBuf, console: Option<Console> },
     Start,
     Exec(PendingExec),
-    Delete,
+    Delete { forced: bool },
 }
 
 impl Purpose {
@@ -33,7 +33,7 @@ impl Purpose {
     pub(super) fn names_process(&self) -> bool {
         match self {
             Self::Create { .. } | Self::Exec(_) => true,
-            Self::Start | Self::Delete => false,
+            Self::Start | Self::Delete { .. } => false,
         }
     }
 }
@@ -250,8 +250,15 @@ impl Monitor {
         }
     }
 
+    /// By force only where init may live (a `create` that failed): runc waits a tenth of a second
+    /// after the SIGKILL that it then sends in any case.
     pub(super) fn run_delete(&mut self) {
-        if let Err(error) = self.run_simple("delete", &["--force"], Purpose::Delete) {
+        self.run_delete_as(self.state.phase == Phase::Undoing);
+    }
+
+    fn run_delete_as(&mut self, forced: bool) {
+        let options: &[&str] = if forced { &["--force"] } else { &[] };
+        if let Err(error) = self.run_simple("delete", options, Purpose::Delete { forced }) {
             self.note_delete_failure(oci::system("run the OCI runtime", &error));
             self.happen(Event::DeleteFailed);
         }
@@ -293,11 +300,13 @@ impl Monitor {
                 }
             },
             Purpose::Exec(pending) => self.exec_call_ended(pending, call),
-            Purpose::Delete => match call.finish(String::new) {
+            Purpose::Delete { forced } => match call.finish(String::new) {
                 Ok(()) => {
                     self.forget_delete_failure();
                     self.happen(Event::Deleted);
                 }
+                // It does not see the end that we saw, or something is left in the cgroup.
+                Err(_) if !forced => self.run_delete_as(true),
                 Err(failure) => {
                     self.note_delete_failure(failure);
                     self.happen(Event::DeleteFailed);
