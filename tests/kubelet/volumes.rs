@@ -1,6 +1,9 @@
 //! What pods are given: volumes of several kinds, sub paths, variables.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 use super::{Case, case};
@@ -162,7 +165,7 @@ fn downward(site: &Site) -> Result<()> {
 fn propagation(site: &Site) -> Result<()> {
     let folder = site.scratch.join("propagation");
     fs_err::create_dir_all(folder.join("point"))?;
-    make_shared(&folder)?;
+    let _mounts = Shared::make(&folder)?;
     let list = mounts(json!([
         { "name": "host", "mountPath": "/seen", "mountPropagation": "HostToContainer" },
         { "name": "host", "mountPath": "/unseen" },
@@ -174,19 +177,30 @@ fn propagation(site: &Site) -> Result<()> {
     site.apply("propagation", spec);
     site.ready("propagation")?;
     let nothing = None::<&str>;
-    let flags = nix::mount::MsFlags::empty();
-    nix::mount::mount(Some("tmpfs"), &folder.join("point"), Some("tmpfs"), flags, nothing)?;
+    let point = folder.join("point");
+    mount(Some("tmpfs"), &point, Some("tmpfs"), MsFlags::empty(), nothing)?;
     fs_err::write(folder.join("point/file"), "mounted later\n")?;
     ensure!(site.exec("propagation", "main", "cat /seen/point/file")? == "mounted later\n");
     ensure!(site.exec("propagation", "main", "cat /unseen/point/file").is_err());
     Ok(())
 }
 
-/// Makes `folder` a mount that passes on what is mounted in it.
-fn make_shared(folder: &std::path::Path) -> Result<()> {
-    use nix::mount::{MsFlags, mount};
-    let nothing = None::<&str>;
-    mount(Some(folder), folder, nothing, MsFlags::MS_BIND, nothing)?;
-    mount(nothing, folder, nothing, MsFlags::MS_SHARED, nothing)?;
-    Ok(())
+/// A folder that passes on what is mounted in it, for as long as this lives.
+struct Shared<'a>(&'a Path);
+
+impl<'a> Shared<'a> {
+    fn make(folder: &'a Path) -> Result<Self> {
+        let nothing = None::<&str>;
+        mount(Some(folder), folder, nothing, MsFlags::MS_BIND, nothing)?;
+        let shared = Self(folder);
+        mount(nothing, folder, nothing, MsFlags::MS_SHARED, nothing)?;
+        Ok(shared)
+    }
+}
+
+impl Drop for Shared<'_> {
+    fn drop(&mut self) {
+        // With what is mounted in it; what stays, the node removes.
+        let _ = umount2(self.0, MntFlags::MNT_DETACH);
+    }
 }
