@@ -154,6 +154,8 @@ impl Drop for Kubelet {
         }
         self.remove_links();
         for folder in self.made.iter().rev() {
+            // It leaves its socket there when it ends.
+            let _ = fs_err::remove_file(folder.join("kubelet.sock"));
             // Another kubelet on this machine may use it by now.
             let _ = fs_err::remove_dir(folder);
         }
