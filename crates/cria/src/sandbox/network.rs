@@ -41,7 +41,7 @@ impl Sandbox {
         self.change(|record| record.network = Some(Network { added: Some(added), ..network })).await
     }
 
-    /// CNI DEL; then the record forgets the attachment's intent, but not the pod's addresses.
+    /// CNI DEL; then the record forgets the attachment, and the pod's addresses with it.
     pub(super) async fn detach(&self, node: &Node) -> Result<(), Error> {
         let network = self.record.get().network.clone();
         let Some(network) = network else { return Ok(()) };
