@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::fs::Access;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -29,6 +30,10 @@ const STDERR_LIMIT: usize = 16 << 10;
 
 /// A killed process that is not gone by then hangs in the kernel; we do not hang with it.
 const DEATH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether killed processes are gone: a process group cannot be waited for
+/// without a thread.
+const DEATH_LOOK: Duration = Duration::from_millis(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -206,9 +211,27 @@ impl Started {
     }
 
     async fn kill(mut self) {
-        self.group.kill();
+        let group = self.group.kill();
         // Not gone in time: tokio reaps it whenever it goes.
-        let _ = timeout(DEATH_DEADLINE, self.child.wait()).await;
+        if timeout(DEATH_DEADLINE, self.child.wait()).await.is_ok()
+            && let Some(group) = group
+        {
+            // Not gone in time: `reaper` takes them whenever they go.
+            let _ = timeout(DEATH_DEADLINE, reap(group)).await;
+        }
+    }
+}
+
+/// Waits for what a killed plugin had started: its orphans are ours, because the daemon is a
+/// subreaper.
+async fn reap(group: Pid) {
+    let Some(group) = rustix::process::Pid::from_raw(group.as_raw()) else { return };
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    // ECHILD: none is left.
+    while let Ok(ended) = waitid(WaitId::Pgid(Some(group)), options) {
+        if ended.is_none() {
+            tokio::time::sleep(DEATH_LOOK).await;
+        }
     }
 }
 
@@ -235,11 +258,11 @@ impl Group {
         self.0 = None;
     }
 
-    fn kill(&mut self) {
-        if let Some(group) = self.0.take() {
-            // It may have ended by itself; there is nothing else to do about a failure.
-            let _ = killpg(group, Signal::SIGKILL);
-        }
+    fn kill(&mut self) -> Option<Pid> {
+        let group = self.0.take()?;
+        // It may have ended by itself; there is nothing else to do about a failure.
+        let _ = killpg(group, Signal::SIGKILL);
+        Some(group)
     }
 }
 
