@@ -1,5 +1,7 @@
 //! CRI messages to domain types and back. Pure; what it refuses is the client's mistake.
 
+use std::path::{Component, Path};
+
 use cria_proto as proto;
 
 use crate::container::config::{
@@ -19,10 +21,15 @@ pub(super) fn sandbox_config(
 ) -> Result<SandboxConfig, Error> {
     let config = config.ok_or_else(|| Error::invalid("config", "it is missing"))?;
     let metadata = config.metadata.ok_or_else(|| Error::invalid("metadata", "it is missing"))?;
-    for (field, value) in [("name", &metadata.name), ("namespace", &metadata.namespace)] {
+    // The kubelet finds its pods by the uid, and crictl makes one up where its user gave none.
+    let proto::PodSandboxMetadata { name, namespace, uid, .. } = &metadata;
+    for (field, value) in [("name", name), ("namespace", namespace), ("uid", uid)] {
         if value.is_empty() {
             return Err(Error::invalid(format!("metadata.{field}"), "it is empty"));
         }
+    }
+    if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
+        return Err(Error::invalid("log_directory", "it is no absolute path"));
     }
     let linux = config.linux.unwrap_or_default();
     Ok(SandboxConfig {
@@ -144,6 +151,9 @@ pub(super) fn container_config(
         return Err(Error::invalid("metadata.name", "it is empty"));
     }
     let image = config.image.ok_or_else(|| Error::invalid("image", "it is missing"))?;
+    if !stays_beneath(&config.log_path) {
+        return Err(Error::invalid("log_path", "it leads out of the pod's log directory"));
+    }
     let linux = config.linux.unwrap_or_default();
     let stop_signal = known::<proto::Signal>("stop_signal", config.stop_signal)?;
     Ok(ContainerConfig {
@@ -167,6 +177,12 @@ pub(super) fn container_config(
         resources: linux.resources.map(resources).unwrap_or_default(),
         security: security_context(linux.security_context.unwrap_or_default())?,
     })
+}
+
+/// Whether a path that is to be relative cannot leave the directory it is relative to.
+fn stays_beneath(path: &str) -> bool {
+    let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    Path::new(path).components().all(inside)
 }
 
 /// The OCI runtime reads its specification as JSON, which cannot hold other bytes: better to say so
@@ -398,6 +414,21 @@ mod tests {
         let config = proto::ContainerConfig { metadata: metadata(), ..Default::default() };
         let error = container_config(Some(config)).unwrap_err().to_string();
         assert_eq!(error, "invalid image: it is missing");
+    }
+
+    #[test]
+    fn a_log_path_stays_in_the_pods_log_directory() {
+        for (path, stays) in [
+            ("", true),
+            ("0.log", true),
+            ("web/0.log", true),
+            ("./0.log", true),
+            ("../0.log", false),
+            ("web/../../0.log", false),
+            ("/var/log/0.log", false),
+        ] {
+            assert_eq!(stays_beneath(path), stays, "{path}");
+        }
     }
 
     #[test]
