@@ -12,6 +12,7 @@ use crate::cgroup::Parent;
 use crate::checkpoint::Checkpoint;
 use crate::clock;
 use crate::cni::Attachment;
+use crate::container::remove_tree;
 use crate::error::{Error, chain};
 use crate::id::SandboxId;
 use crate::node::Node;
@@ -98,9 +99,6 @@ async fn begin(
     let failed = |error| Error::io(format!("write the record of pod sandbox {id}"), error);
     let cgroup = Parent::new(node.cgroup_driver, &config.cgroup_parent, &id)
         .map_err(|error| Error::invalid("linux.cgroup_parent", error.to_string()))?;
-    for directory in [node.paths.sandbox(&id), node.paths.sandbox_run(&id)] {
-        fs_err::create_dir_all(directory).map_err(failed)?;
-    }
     let path = node.paths.sandbox_record(&id);
     let record = Record {
         id: id.clone(),
@@ -115,7 +113,22 @@ async fn begin(
         init: None,
         unknown: serde_json::Map::new(),
     };
-    Ok(Sandbox::of(Checkpoint::create(path, record).await.map_err(failed)?))
+    let written = async {
+        fs_err::create_dir_all(node.paths.sandbox(&id))?;
+        fs_err::create_dir_all(node.paths.sandbox_run(&id))?;
+        Checkpoint::create(path, record).await
+    };
+    match written.await {
+        Ok(record) => Ok(Sandbox::of(record)),
+        Err(error) => {
+            for directory in [node.paths.sandbox_run(&id), node.paths.sandbox(&id)] {
+                if let Err(error) = remove_tree(&directory) {
+                    tracing::warn!(sandbox = %id, %error, "cannot undo a failed sandbox");
+                }
+            }
+            Err(failed(error))
+        }
+    }
 }
 
 impl Sandbox {
