@@ -164,7 +164,10 @@ impl Container {
                 Err(Error::internal(format!("run a command in container {}", self.id), error))
             }
             Err(error) => Err(match (error.timed_out(), timeout) {
-                (true, Some(timeout)) => Error::ExecTimeout(timeout),
+                // Its own time, and not the OCI runtime's.
+                (true, Some(timeout)) if timeout <= node.oci.deadline() => {
+                    Error::ExecTimeout(timeout)
+                }
                 _ => Error::internal(format!("run a command in container {}", self.id), error),
             }),
         }

@@ -84,16 +84,18 @@ impl Monitor {
         };
         let mut call = if let Some(console) = &console {
             command.arg("--console-socket").arg(console.path()).arg(&self.container.id);
-            caller.start_listening(command)?
+            caller.start_listening("exec", command)?
         } else {
             let stdio = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
             command.stdin(stdio(exec.stdin));
             command.stdout(stdio(exec.stdout)).stderr(stdio(exec.stderr));
             command.arg(&self.container.id);
-            caller.start(command)?
+            caller.start("exec", command)?
         };
         // Whoever gave it a second does not wait for a runtime that takes a minute.
-        call.deadline = deadline.map_or(call.deadline, |deadline| deadline.min(call.deadline));
+        if let Some(timeout) = exec.timeout {
+            call.shorten(timeout);
+        }
         let pending = PendingExec {
             exec: exec.exec,
             asker,

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cria_monitor::exit::Status;
 use cria_monitor::protocol::{Create, Failure, FailureKind};
@@ -22,7 +22,10 @@ const LOG_BYTES: u64 = 64 << 10;
 pub(super) struct Call {
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
-    pub(super) deadline: Instant,
+    /// As people know it: program and verb.
+    name: String,
+    begun: Instant,
+    limit: Duration,
     timed_out: bool,
     log: PathBuf,
     stderr: Option<File>,
@@ -55,29 +58,36 @@ impl Caller<'_> {
     }
 
     /// Starts `command`, whose standard streams are the container's.
-    pub(super) fn start(&self, command: Command) -> io::Result<Call> {
-        self.spawn(command, None)
+    pub(super) fn start(&self, verb: &str, command: Command) -> io::Result<Call> {
+        self.spawn(verb, command, None)
     }
 
     /// Starts `command` and keeps what it complains about.
-    pub(super) fn start_listening(&self, mut command: Command) -> io::Result<Call> {
+    pub(super) fn start_listening(&self, verb: &str, mut command: Command) -> io::Result<Call> {
         // A file and no pipe: it neither fills up nor waits for a grandchild that holds it.
         let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
         let stderr = File::from(nix::sys::memfd::memfd_create(c"stderr", flags)?);
         command.stderr(stderr.try_clone()?);
-        self.spawn(command, Some(stderr))
+        self.spawn(verb, command, Some(stderr))
     }
 
-    fn spawn(&self, mut command: Command, stderr: Option<File>) -> io::Result<Call> {
-        let deadline = Instant::now() + self.container.runtime.deadline;
+    fn spawn(&self, verb: &str, mut command: Command, stderr: Option<File>) -> io::Result<Call> {
+        let runtime = &self.container.runtime;
+        let name = format!("{} {verb}", runtime.path.display());
+        let (begun, limit) = (Instant::now(), runtime.deadline);
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         let pidfd = sys::pidfd_open(pid)?;
-        Ok(Call { pid, pidfd, deadline, timed_out: false, log: self.log(), stderr })
+        Ok(Call { pid, pidfd, name, begun, limit, timed_out: false, log: self.log(), stderr })
     }
 }
 
 impl Call {
+    /// Gives the call less time, if `limit` is less.
+    pub(super) fn shorten(&mut self, limit: Duration) {
+        self.limit = self.limit.min(limit);
+    }
+
     /// Ends a call that takes too long, with all that it started and that has not left its
     /// process group (a container's processes have).
     pub(super) fn kill(&mut self) {
@@ -88,12 +98,12 @@ impl Call {
     }
 
     pub(super) fn is_over(&self, now: Instant) -> bool {
-        !self.timed_out && now >= self.deadline
+        !self.timed_out && now.duration_since(self.begun) >= self.limit
     }
 
     /// When [`Call::kill`] is due, if it is still to come.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        (!self.timed_out).then_some(self.deadline)
+        (!self.timed_out).then(|| self.begun.checked_add(self.limit)).flatten()
     }
 
     /// How the call went, once its pidfd is readable. `complaint`: what else it may have written
@@ -111,7 +121,7 @@ impl Call {
             return Ok(());
         }
         if self.timed_out {
-            let message = "the OCI runtime did not end within its deadline".to_owned();
+            let message = format!("`{}` did not end within {:?}", self.name, self.limit);
             return Err(Failure { kind: FailureKind::TimedOut, message });
         }
         let message = last_error(&log)

@@ -224,13 +224,13 @@ impl Monitor {
         if self.container.terminal {
             let console = Console::listen(format!("console-{serial}"))?;
             command.arg("--console-socket").arg(console.path()).arg(&self.container.id);
-            let call = caller.start_listening(command)?;
+            let call = caller.start_listening("create", command)?;
             return Ok((Purpose::Create { pid_file, console: Some(console) }, call));
         }
         let (streams, theirs) = Streams::pipes(&self.container)?;
         command.stdin(theirs.stdin).stdout(theirs.stdout).stderr(theirs.stderr);
         command.arg(&self.container.id);
-        let call = caller.start(command)?;
+        let call = caller.start("create", command)?;
         self.streams = streams;
         Ok((Purpose::Create { pid_file, console: None }, call))
     }
@@ -269,7 +269,7 @@ impl Monitor {
         let caller = self.caller(serial);
         let mut command = caller.command(verb);
         command.args(options).arg(&self.container.id);
-        let call = caller.start_listening(command)?;
+        let call = caller.start_listening(verb, command)?;
         self.watch_call(serial, purpose, call);
         Ok(())
     }
