@@ -1,6 +1,8 @@
 //! The pod network as cria drives it, with a CNI plugin that is a script: retries, failures, and
 //! what is deleted when.
 
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::thread;
 
 use cria_proto::*;
@@ -161,19 +163,23 @@ fn a_port_mapping_reaches_the_pod_and_goes_with_it() {
     let port = PortMapping { container_port: 8080, host_port: 48080, ..Default::default() };
     config.port_mappings.push(port);
     let pod = scene.run_pod(config);
-    // Port mappings are for other addresses than 127.0.0.1, which needs route_localnet.
-    let address = format!("http://{}.1:48080/", scene.place().subnet());
     let script = "mkdir /www; echo here > /www/index.html; httpd -f -p 8080 -h /www";
     pod.run(scene.script("web", script));
-    // From the host's side, where the kubelet's users are.
-    let fetch = || {
-        std::process::Command::new("busybox")
-            .args(["wget", "-q", "-O", "-", "-T", "2", &address])
-            .output()
-    };
+    // From the host's side, where the kubelet's users are. Port mappings are for other addresses
+    // than 127.0.0.1, which needs route_localnet.
+    let address = format!("{}.1:48080", scene.place().subnet());
     until("the page is there", SOON, || {
-        let page = fetch().expect("busybox is installed").stdout;
-        (page == b"here\n").then_some(())
+        fetch(&address).is_ok_and(|page| page.ends_with("\r\n\r\nhere\n")).then_some(())
     });
     scene.assert_nothing_left();
+}
+
+/// What an HTTP server at `address` answers, head and all.
+fn fetch(address: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    Ok(page)
 }
