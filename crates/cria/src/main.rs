@@ -28,6 +28,7 @@ mod recovery;
 mod registry;
 mod sandbox;
 mod signal;
+mod spawner;
 mod startup;
 mod stats;
 mod sys;

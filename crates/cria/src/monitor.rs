@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,11 +18,12 @@ use cria_monitor::protocol::{
 use cria_monitor::socket;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socketpair};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::container::spec::SpecError;
+use crate::spawner::Spawner;
 use crate::sys;
 
 /// How many events may wait for the container's task; a monitor says a handful in its life, and
@@ -32,8 +32,8 @@ const EVENTS: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MonitorError {
-    #[error("cannot start monitor {path}")]
-    Start { path: PathBuf, source: io::Error },
+    #[error("cannot start the monitor")]
+    Start(#[source] io::Error),
     #[error("cannot reach the monitor at {path}")]
     Connect { path: PathBuf, source: io::Error },
     #[error("the monitor has gone")]
@@ -91,12 +91,11 @@ impl Monitor {
     /// Starts a monitor for container `id`. It is a child of the daemon (and lives on as init's
     /// when the daemon dies); it takes its orders from the first message.
     pub(crate) fn start(
-        program: &Path,
+        spawner: &Spawner,
         id: &str,
     ) -> Result<(Self, mpsc::Receiver<News>), MonitorError> {
-        let failed = |source| MonitorError::Start { path: program.to_owned(), source };
-        let (ours, theirs) = seqpacket_pair().map_err(failed)?;
-        let child = spawn(program, &["container", id], theirs).map_err(failed)?;
+        let (ours, theirs) = seqpacket_pair().map_err(MonitorError::Start)?;
+        let child = spawner.spawn(&["container", id], theirs).map_err(MonitorError::Start)?;
         Self::over(ours, Some(child.pidfd))
     }
 
@@ -287,9 +286,13 @@ impl Drop for Role {
 }
 
 /// Runs a role of the monitor's program, and waits for what it says. Blocking.
-pub(crate) fn run_role(program: &Path, arguments: &[&str], deadline: Duration) -> io::Result<Role> {
+pub(crate) fn run_role(
+    spawner: &Spawner,
+    arguments: &[&str],
+    deadline: Duration,
+) -> io::Result<Role> {
     let (ours, theirs) = seqpacket_pair()?;
-    let child = spawn(program, arguments, theirs)?;
+    let child = spawner.spawn(arguments, theirs)?;
     let mut role =
         Role { pid: child.pid, answer: String::new(), socket: ours, process: child.pidfd };
     let mut poll = [PollFd::new(&role.socket, PollFlags::IN)];
@@ -309,28 +312,6 @@ pub(crate) fn run_role(program: &Path, arguments: &[&str], deadline: Duration) -
         Some(("-", reason)) => Err(io::Error::other(reason.to_owned())),
         Some(_) | None => Err(io::Error::other("it ended without an answer")),
     }
-}
-
-/// A process of ours.
-pub(crate) struct Child {
-    pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
-}
-
-/// Starts `program` with `socket` as its standard input.
-pub(crate) fn spawn(program: &Path, arguments: &[&str], socket: OwnedFd) -> io::Result<Child> {
-    // Nothing here needs a hook between fork and exec, so that std can use posix_spawn, which does
-    // not copy the daemon's page tables.
-    let child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .stdin(Stdio::from(socket))
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .spawn()?;
-    let pid = i32::try_from(child.id()).expect("the kernel's pids are positive");
-    let named = Pid::from_raw(pid).expect("a child's pid is not zero");
-    Ok(Child { pid, pidfd: pidfd_open(named, PidfdFlags::empty())? })
 }
 
 /// Waits for a child of ours to end, and takes its status so that no zombie stays.

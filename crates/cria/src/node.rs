@@ -20,16 +20,18 @@ use crate::disk::DiskMeter;
 use crate::error::Error;
 use crate::oci::OciRuntime;
 use crate::paths::Paths;
+use crate::spawner::Spawner;
 
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) paths: Paths,
-    /// The monitor's program.
-    pub(crate) monitor: PathBuf,
+    /// Starts monitors, and the other roles of their program.
+    pub(crate) spawner: Spawner,
     pub(crate) oci: OciRuntime,
     pub(crate) cgroups: Hierarchy,
     pub(crate) cgroup_driver: Driver,
-    /// The `cgroup.procs` files of the monitors' own cgroup.
+    /// The `cgroup.procs` files by which a process joins the monitors' own cgroup, where it is not
+    /// born there.
     pub(crate) monitor_cgroups: Vec<PathBuf>,
     pub(crate) cni: Arc<Cni>,
     pub(crate) images: Store,

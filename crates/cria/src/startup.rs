@@ -25,6 +25,7 @@ use crate::node::{self, Node};
 use crate::oci;
 use crate::paths::Paths;
 use crate::sandbox::namespaces;
+use crate::spawner::Spawner;
 use crate::{cri, mounts, orphans, programs, reaper, recovery};
 
 /// How often what is new in the image store is flushed to the disk.
@@ -118,15 +119,17 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
         deadline: config.network.cni_timeout.get(),
         mark,
     });
-    let monitor_cgroups = cgroups.monitors().context("cannot make the monitors' cgroup")?;
+    let monitors = cgroups.monitors().context("cannot make the monitors' cgroup")?;
+    let spawner =
+        Spawner::start(monitor, monitors.by_thread).context("cannot enter the monitors' cgroup")?;
     let node = Node {
         config,
         paths,
-        monitor,
+        spawner,
         oci,
         cgroups,
         cgroup_driver,
-        monitor_cgroups,
+        monitor_cgroups: monitors.by_process,
         cni,
         images,
         disk: DiskMeter::new(),

@@ -24,6 +24,15 @@ pub(crate) struct Hierarchy {
     trees: Vec<Tree>,
 }
 
+/// The files by which the monitors' cgroups are joined: whoever writes `0` is in.
+#[derive(Debug, Default)]
+pub(crate) struct MonitorCgroups {
+    /// By the thread that starts the monitors: they are born where it is.
+    pub(crate) by_thread: Vec<PathBuf>,
+    /// By each monitor for itself.
+    pub(crate) by_process: Vec<PathBuf>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Tree {
     mount: PathBuf,
@@ -128,22 +137,25 @@ impl Hierarchy {
         }
     }
 
-    /// The `cgroup.procs` files that a monitor writes itself into, so that the daemon's limits are
-    /// not its own; their cgroups are made. Few, as every move waits for all processors:
+    /// How monitors come into cgroups of their own, so that the daemon's limits are not theirs; the
+    /// cgroups are made. Few, as every move waits for all processors:
     ///
     /// - v2: `monitors`, beside the daemon if its unit has a subgroup for it
     ///   (`DelegateSubgroup=daemon`), else below it. No controller is enabled, which would forbid
     ///   processes in the daemon's own cgroup.
     /// - v1: below the daemon's memory cgroup and its unit; nowhere where the daemon is in no
     ///   cgroup itself.
-    pub(crate) fn monitors(&self) -> Result<Vec<PathBuf>, CgroupError> {
+    pub(crate) fn monitors(&self) -> Result<MonitorCgroups, CgroupError> {
         let own = fs_err::read_to_string("/proc/self/cgroup")?;
-        let mut files = Vec::new();
+        let mut cgroups = MonitorCgroups::default();
         for dir in self.monitor_dirs(&own) {
             fs_err::create_dir_all(&dir)?;
-            files.push(dir.join("cgroup.procs"));
+            match self.version {
+                Version::V1 => cgroups.by_thread.push(dir.join("tasks")),
+                Version::V2 => cgroups.by_process.push(dir.join("cgroup.procs")),
+            }
         }
-        Ok(files)
+        Ok(cgroups)
     }
 
     fn monitor_dirs(&self, own_cgroups: &str) -> Vec<PathBuf> {

@@ -12,7 +12,7 @@ mod rate;
 mod remove;
 mod stats;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 

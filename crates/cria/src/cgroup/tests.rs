@@ -8,13 +8,13 @@ use super::{CgroupPath, Hierarchy};
 use crate::id::ContainerId;
 
 /// Removed at the end, with its processes.
-pub(super) struct OwnCgroup<'a> {
+pub(crate) struct OwnCgroup<'a> {
     hierarchy: &'a Hierarchy,
-    pub(super) path: CgroupPath,
+    pub(crate) path: CgroupPath,
 }
 
 impl<'a> OwnCgroup<'a> {
-    pub(super) fn new(hierarchy: &'a Hierarchy) -> Self {
+    pub(crate) fn new(hierarchy: &'a Hierarchy) -> Self {
         let name = format!("/cria-test-{}", ContainerId::random().unwrap());
         let path = CgroupPath::parse(&name).unwrap();
         let own = Self { hierarchy, path };

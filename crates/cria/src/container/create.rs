@@ -300,7 +300,7 @@ impl Container {
     async fn create_process(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
         let failed = |error| Error::internal(format!("create container {}", self.id), error);
         let order = order(node, &self.record.get())?;
-        let (monitor, news) = Monitor::start(&node.monitor, self.id.as_str()).map_err(failed)?;
+        let (monitor, news) = Monitor::start(&node.spawner, self.id.as_str()).map_err(failed)?;
         let deadline = node.oci.deadline() + MONITOR_DEADLINE;
         let state = match monitor.ask_state(Request::Create(Box::new(order)), deadline).await {
             Ok(state) => state,

@@ -134,7 +134,7 @@ async fn begin(
 impl Sandbox {
     async fn make(&self, node: &Arc<Node>) -> Result<(), Error> {
         self.blocking(node, "make the namespaces", |node, id, config| {
-            namespaces::make(&node.monitor, &node.paths, id, config)
+            namespaces::make(&node.spawner, &node.paths, id, config)
         })
         .await?;
         let (attached, init) = tokio::join!(self.attach(node), self.make_files_and_init(node));
@@ -154,7 +154,7 @@ impl Sandbox {
                 return Ok(None);
             }
             let kinds = namespaces::own(config);
-            PodInit::start(&node.monitor, &node.paths, id, &kinds, &node.monitor_cgroups).map(Some)
+            PodInit::start(&node.spawner, &node.paths, id, &kinds, &node.monitor_cgroups).map(Some)
         })
         .await
     }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::namespaces::{self, Kind};
 use crate::id::SandboxId;
 use crate::paths::Paths;
+use crate::spawner::Spawner;
 use crate::{monitor, process, sys};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -29,7 +30,7 @@ pub(crate) struct PodInit {
 impl PodInit {
     /// Starts it in the pod's namespaces and pins its PID namespace. Blocking.
     pub(super) fn start(
-        program: &Path,
+        spawner: &Spawner,
         paths: &Paths,
         id: &SandboxId,
         kinds: &[Kind],
@@ -45,7 +46,7 @@ impl PodInit {
             add("--cgroup".to_owned(), file);
         }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let answer = monitor::run_role(program, &arguments, DEADLINE)?.answer.clone();
+        let answer = monitor::run_role(spawner, &arguments, DEADLINE)?.answer.clone();
         let pid = answer.parse().map_err(io::Error::other)?;
         let init = Self { pid, start_time: process::start_time(pid)? };
         let namespace = format!("/proc/{pid}/ns/pid");

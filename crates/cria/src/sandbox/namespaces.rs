@@ -14,6 +14,7 @@ use rustix::mount::{MountPropagationFlags, mount_bind, mount_bind_recursive, mou
 use super::config::{NamespaceMode, SandboxConfig};
 use crate::id::SandboxId;
 use crate::paths::Paths;
+use crate::spawner::Spawner;
 use crate::{monitor, mounts};
 
 /// Making namespaces is a handful of system calls; a child that takes longer is stuck.
@@ -90,7 +91,7 @@ pub(crate) fn hostname(config: &SandboxConfig, id: &SandboxId) -> String {
 
 /// Makes and pins the pod's namespaces, with its sysctls set inside. Blocking.
 pub(crate) fn make(
-    program: &Path,
+    spawner: &Spawner,
     paths: &Paths,
     id: &SandboxId,
     config: &SandboxConfig,
@@ -102,7 +103,7 @@ pub(crate) fn make(
     let arguments = arguments(&kinds, id, config);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     // The child lives, and with it the namespaces, until the role is dropped.
-    let role = monitor::run_role(program, &arguments, DEADLINE)?;
+    let role = monitor::run_role(spawner, &arguments, DEADLINE)?;
     let pid = role.pid;
     for kind in kinds {
         pin(&PathBuf::from(format!("/proc/{pid}/ns/{}", kind.name())), &kind.pin(paths, id))?;

@@ -1,0 +1,142 @@
+//! Starts processes of the monitor's program, all of them from one thread.
+//!
+//! A process is born in the cgroups of the thread that forks it. On cgroup v1 a thread can be in a
+//! cgroup of its own: this one is in the monitors', so that no monitor has to move there by itself,
+//! which waits for all processors (some 10 ms per hierarchy, on the path of CreateContainer). What
+//! the thread itself allocates is the daemon's all the same: memory belongs to a process. On v2 a
+//! process's threads stay together, and its monitors move.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// How many starts may wait for their turn before their callers do: each takes about 1 ms.
+const WAITING: usize = 64;
+
+/// The thread ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Spawner {
+    orders: SyncSender<Order>,
+}
+
+/// A process of ours.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+struct Order {
+    arguments: Vec<String>,
+    socket: OwnedFd,
+    done: SyncSender<io::Result<Child>>,
+}
+
+impl Spawner {
+    /// `tasks`: the files by which a thread joins the monitors' cgroups.
+    pub(crate) fn start(program: PathBuf, tasks: Vec<PathBuf>) -> io::Result<Self> {
+        let (orders, received) = sync_channel(WAITING);
+        let (ready, joined) = sync_channel(1);
+        std::thread::Builder::new().name("spawner".into()).spawn(move || {
+            let entered = tasks.iter().try_for_each(|file| fs_err::write(file, "0"));
+            let serves = entered.is_ok();
+            if ready.send(entered).is_ok() && serves {
+                serve(&program, &received);
+            }
+        })?;
+        joined.recv().map_err(io::Error::other)??;
+        Ok(Self { orders })
+    }
+
+    /// Starts the program with `socket` as its standard input. Blocks until it is started.
+    pub(crate) fn spawn(&self, arguments: &[&str], socket: OwnedFd) -> io::Result<Child> {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let (done, child) = sync_channel(1);
+        let order = Order { arguments, socket, done };
+        self.orders.send(order).map_err(|_| ended())?;
+        child.recv().map_err(|_| ended())?
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the thread that starts processes has ended")
+}
+
+fn serve(program: &Path, orders: &Receiver<Order>) {
+    for Order { arguments, socket, done } in orders {
+        // Whoever asked waits for it.
+        drop(done.send(spawn(program, &arguments, socket)));
+    }
+}
+
+fn spawn(program: &Path, arguments: &[String], socket: OwnedFd) -> io::Result<Child> {
+    // Nothing here needs a hook between fork and exec, so that std can use posix_spawn, which does
+    // not copy the daemon's page tables.
+    let child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    let pid = i32::try_from(child.id()).expect("the kernel's pids are positive");
+    let named = Pid::from_raw(pid).expect("a child's pid is not zero");
+    Ok(Child { pid, pidfd: pidfd_open(named, PidfdFlags::empty())? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+    use super::*;
+    use crate::cgroup::tests::OwnCgroup;
+    use crate::cgroup::{Hierarchy, Version};
+
+    fn run(spawner: &Spawner, script: &str) -> String {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let child = spawner.spawn(&["-c", script], theirs.into()).unwrap();
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        waitid(WaitId::PidFd((&child.pidfd).into()), WaitIdOptions::EXITED).unwrap();
+        text
+    }
+
+    #[test]
+    fn processes_are_born_in_the_threads_cgroup_and_the_daemon_stays_where_it_is() {
+        let hierarchy = Hierarchy::detect().unwrap();
+        if hierarchy.version() != Version::V1 {
+            return;
+        }
+        let cgroup = OwnCgroup::new(&hierarchy);
+        let own = fs_err::read_to_string("/proc/self/cgroup").unwrap();
+        let of_memory = hierarchy.for_monitor(&cgroup.path).oom_counter.unwrap();
+        let tasks = of_memory.with_file_name("tasks");
+        let spawner = Spawner::start("/bin/sh".into(), vec![tasks]).unwrap();
+
+        let born = run(&spawner, "cat /proc/self/cgroup >&0");
+
+        assert!(born.contains(&cgroup.path.to_string()), "{born}");
+        assert_eq!(fs_err::read_to_string("/proc/self/cgroup").unwrap(), own);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_not_there_is_told_at_the_start() {
+        let missing = PathBuf::from("/proc/self/nowhere/tasks");
+        assert!(Spawner::start("/bin/sh".into(), vec![missing]).is_err());
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_told_to_whoever_asks() {
+        let spawner = Spawner::start("/nowhere".into(), vec![]).unwrap();
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let error = spawner.spawn(&[], theirs.into()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
