@@ -91,6 +91,7 @@ fn spawn(program: &Path, arguments: &[String], socket: OwnedFd) -> io::Result<Ch
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
+    use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixStream;
 
     use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -104,7 +105,7 @@ mod tests {
         let child = spawner.spawn(&["-c", script], theirs.into()).unwrap();
         let mut text = String::new();
         ours.read_to_string(&mut text).unwrap();
-        waitid(WaitId::PidFd((&child.pidfd).into()), WaitIdOptions::EXITED).unwrap();
+        waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
         text
     }
 
