@@ -138,7 +138,8 @@ fn access(mount: &Mount, node: &NodeFacts) -> Result<Access, SpecError> {
 fn destination(path: &str) -> Result<PathBuf, SpecError> {
     use std::path::Component::{CurDir, Normal, ParentDir, Prefix, RootDir};
 
-    let invalid = |reason| SpecError::invalid("mounts.container_path", format!("{path:?} {reason}"));
+    let invalid =
+        |reason| SpecError::invalid("mounts.container_path", format!("{path:?} {reason}"));
     if !path.starts_with('/') {
         return Err(invalid("is not absolute"));
     }
