@@ -1,6 +1,6 @@
 //! Programs that a dead daemon had started and that still run. They carry a mark in their
-//! environment, so that the next daemon ends them before it undoes what they were doing: an
-//! orphaned CNI ADD would otherwise finish after our DEL.
+//! environment, so that the next daemon ends them before it undoes what they were doing (an
+//! orphaned CNI ADD would otherwise finish after our DEL), or lets them finish.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -24,18 +24,19 @@ pub(crate) fn end_orphans(prefix: &str, deadline: Duration) -> io::Result<usize>
         if orphans.is_empty() {
             return Ok(ended);
         }
-        for orphan in &orphans {
+        for (_, orphan) in &orphans {
             // It may have ended meanwhile.
             let _ = pidfd_send_signal(orphan, Signal::KILL);
         }
-        for orphan in &orphans {
+        for (_, orphan) in &orphans {
             wait(orphan, end)?;
         }
         ended += orphans.len();
     }
 }
 
-fn marked(prefix: &str) -> io::Result<Vec<OwnedFd>> {
+/// Every process of our user whose mark starts with `prefix`, by the rest of that mark. Blocks.
+pub(crate) fn marked(prefix: &str) -> io::Result<Vec<(String, OwnedFd)>> {
     let ours = format!("{MARK}={prefix}");
     let mut found = Vec::new();
     for entry in fs_err::read_dir("/proc")? {
@@ -46,20 +47,23 @@ fn marked(prefix: &str) -> io::Result<Vec<OwnedFd>> {
         };
         // The pidfd first: what is read after it is of this process, or it has ended.
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        if is_marked(&entry.path(), ours.as_bytes()) {
-            found.push(process);
+        if let Some(rest) = mark_after(&entry.path(), ours.as_bytes()) {
+            found.push((rest, process));
         }
     }
     Ok(found)
 }
 
 /// Another user's process, or one that ended, is not ours.
-fn is_marked(process: &Path, mark: &[u8]) -> bool {
+fn mark_after(process: &Path, prefix: &[u8]) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
 
-    fs::metadata(process).is_ok_and(|metadata| metadata.uid() == getuid().as_raw())
-        && fs_err::read(process.join("environ"))
-            .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|var| var.starts_with(mark)))
+    if fs::metadata(process).ok()?.uid() != getuid().as_raw() {
+        return None;
+    }
+    let environ = fs_err::read(process.join("environ")).ok()?;
+    let mark = environ.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(prefix))?;
+    Some(String::from_utf8_lossy(mark).into_owned())
 }
 
 /// A pidfd is readable once its process has ended.

@@ -26,7 +26,7 @@ use crate::oci;
 use crate::paths::Paths;
 use crate::sandbox::namespaces;
 use crate::spawner::Spawner;
-use crate::{cri, mounts, orphans, programs, reaper, recovery};
+use crate::{cri, mounts, programs, reaper, recovery};
 
 /// How often what is new in the image store is flushed to the disk.
 const SYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let listener = listen(node.config.listen.as_ref())?;
     let background = [
         tokio::spawn(sync_images(Arc::clone(&node))),
-        tokio::spawn(reaper::reap_strangers()),
+        tokio::spawn(reaper::reap_strangers(Arc::clone(&daemon))),
         tokio::spawn(beat()),
     ];
     info!(
@@ -89,12 +89,6 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
     namespaces::prepare_netns_dir(&paths.netns)
         .with_context(|| format!("cannot prepare {}", paths.netns.display()))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    let mark = paths.run.display().to_string() + ":";
-    let ended = orphans::end_orphans(&mark, ORPHANS_DEADLINE)?;
-    if ended > 0 {
-        warn!(ended, "ended what a former daemon had left running");
-    }
-
     let boot_id = node::boot_id().context("cannot learn the boot id")?;
     let cgroups = Hierarchy::detect().context("cannot find the cgroup hierarchy")?;
     let cgroup_driver = node::cgroup_driver(&config);
@@ -117,8 +111,12 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
         conf_dir: config.network.cni_conf_dir.to_path_buf(),
         bin_dirs: config.network.cni_bin_dirs.iter().map(|dir| dir.to_path_buf()).collect(),
         deadline: config.network.cni_timeout.get(),
-        mark,
+        mark: paths.run.display().to_string() + ":",
     });
+    let found = cni.take_over(ORPHANS_DEADLINE).context("a former daemon's plugin does not end")?;
+    if found > 0 {
+        warn!(found, "a former daemon had left plugins running");
+    }
     let monitors = cgroups.monitors().context("cannot make the monitors' cgroup")?;
     let spawner =
         Spawner::start(monitor, monitors.by_thread).context("cannot enter the monitors' cgroup")?;

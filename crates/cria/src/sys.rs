@@ -29,6 +29,13 @@ pub(crate) fn dies_with_daemon(command: &mut Command) -> &mut Command {
     }
 }
 
+/// The same for a process that is to finish whatever becomes of the daemon.
+pub(crate) fn outlives_daemon(command: &mut Command) -> &mut Command {
+    // SAFETY: after fork, only async-signal-safe code may run. The closure makes one system call;
+    // it takes no lock, allocates nothing, and owns nothing.
+    unsafe { command.pre_exec(|| close_on_exec_from(3)) }
+}
+
 /// A descriptor whose readiness tasks can wait for.
 pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: `register` demands that the descriptor stays open and the same for as long as it is

@@ -8,6 +8,7 @@
 mod attachment;
 mod bandwidth;
 mod config;
+mod former;
 mod plugin;
 mod readiness;
 mod result;
@@ -26,10 +27,12 @@ pub(crate) use self::attachment::Attachment;
 use self::attachment::base_config;
 pub(crate) use self::config::{BrokenFile, NetworkConfig};
 use self::config::{Object, plugin_type};
+use self::former::Former;
 pub(crate) use self::plugin::{Command, PluginFailure};
 use self::plugin::{Plugins, Run, excerpt};
 use self::readiness::Readiness;
 pub(crate) use self::result::AddResult;
+use crate::orphans;
 
 /// The pod's interface, as Kubernetes knows it.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -56,7 +59,7 @@ pub(crate) struct CniSettings {
     pub(crate) bin_dirs: Vec<PathBuf>,
     /// For each run of a plugin.
     pub(crate) deadline: Duration,
-    /// What the marks of this daemon's plugins start with (see `orphans`); an id follows.
+    /// What the marks of this daemon's plugins start with (see `orphans`).
     pub(crate) mark: String,
 }
 
@@ -74,6 +77,7 @@ pub(crate) struct Cni {
     plugins: Plugins,
     mark: String,
     readiness: Readiness,
+    former: Former,
 }
 
 impl Cni {
@@ -81,9 +85,21 @@ impl Cni {
         Arc::new(Self {
             conf_dir: settings.conf_dir,
             plugins: Plugins { dirs: settings.bin_dirs, deadline: settings.deadline },
+            former: Former::default(),
             mark: settings.mark,
             readiness: Readiness::default(),
         })
+    }
+
+    /// Deals with the plugins that a former daemon left running: ends what we undo, and remembers
+    /// what is to finish before we do the same again. Blocks; before anything else is asked.
+    /// Answers how many there were.
+    pub(crate) fn take_over(&self, deadline: Duration) -> std::io::Result<usize> {
+        let ended = orphans::end_orphans(&mark(&self.mark, Command::Add), deadline)?;
+        let finishing = orphans::marked(&mark(&self.mark, Command::Del))?;
+        let found = finishing.len();
+        self.former.remember(finishing);
+        Ok(ended + found)
     }
 
     /// The network that new pods are attached to, as its file has it now.
@@ -128,6 +144,7 @@ impl Cni {
         attachment: &Attachment,
         result: Option<&AddResult>,
     ) -> Result<(), CniError> {
+        self.former.finish(attachment.sandbox.as_str(), self.plugins.deadline).await;
         let result = result.filter(|_| attachment.network.version.del_takes_result());
         let netns = attachment.netns_if_alive();
         for plugin in attachment.network.plugins.iter().rev() {
@@ -193,7 +210,7 @@ impl Cni {
             plugin,
             command: call.command,
             environment: call.environment,
-            mark: format!("{}{}", self.mark, call.subject),
+            mark: mark(&self.mark, call.command) + call.subject,
             input: Value::Object(call.config).to_string().into_bytes(),
         };
         self.plugins.run(run).await.map_err(|source| CniError::Plugin {
@@ -203,6 +220,12 @@ impl Cni {
             source,
         })
     }
+}
+
+/// How the mark of a plugin begins; what it is about follows.
+fn mark(prefix: &str, command: Command) -> String {
+    let fate = if command.dies_with_daemon() { "ends" } else { "finishes" };
+    format!("{prefix}{fate}:")
 }
 
 /// One plugin's turn.

@@ -89,6 +89,15 @@ impl Command {
             Self::Gc => "GC",
         }
     }
+
+    /// Whether a plugin may be cut short because the daemon ends. A DEL may not: not every plugin
+    /// can then be told again (Debian 12's bridge removes its rules only with the interface).
+    pub(super) fn dies_with_daemon(self) -> bool {
+        match self {
+            Self::Add | Self::Status | Self::Gc => true,
+            Self::Del => false,
+        }
+    }
 }
 
 impl fmt::Display for Command {
@@ -132,11 +141,13 @@ impl Plugins {
             .stdin(Stdio::piped())
             .stdout(stdout_end.into_blocking_fd()?)
             .stderr(stderr_end.into_blocking_fd()?)
-            .process_group(0)
-            .kill_on_drop(true);
-        let child = sys::dies_with_daemon(&mut command).spawn()?;
+            .process_group(0);
+        let child = match run.command.dies_with_daemon() {
+            true => sys::dies_with_daemon(command.kill_on_drop(true)).spawn()?,
+            false => sys::outlives_daemon(&mut command).spawn()?,
+        };
         Ok(Started {
-            group: Group::of(&child),
+            group: Group::of(&child, run.command),
             child,
             stdout: Output { pipe: stdout, text: Vec::new() },
             stderr: Output { pipe: stderr, text: Vec::new() },
@@ -244,22 +255,26 @@ async fn feed(stdin: Option<ChildStdin>, input: Vec<u8>) {
     std::future::pending().await
 }
 
-/// The process group of a plugin that has not been waited for, killed when dropped: what the
-/// plugin started goes with it, also if the caller stops waiting.
-struct Group(Option<Pid>);
+/// The process group of a plugin that has not been waited for, killed when dropped unless it is to
+/// finish: what the plugin started goes with it, also if the caller stops waiting.
+struct Group {
+    leader: Option<Pid>,
+    finishes: bool,
+}
 
 impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|pid| pid.try_into().ok()).map(Pid::from_raw))
+    fn of(child: &Child, command: Command) -> Self {
+        let leader = child.id().and_then(|pid| pid.try_into().ok()).map(Pid::from_raw);
+        Self { leader, finishes: !command.dies_with_daemon() }
     }
 
     /// The plugin was waited for: its number may now be another's.
     fn forget(&mut self) {
-        self.0 = None;
+        self.leader = None;
     }
 
     fn kill(&mut self) -> Option<Pid> {
-        let group = self.0.take()?;
+        let group = self.leader.take()?;
         // It may have ended by itself; there is nothing else to do about a failure.
         let _ = killpg(group, Signal::SIGKILL);
         Some(group)
@@ -268,7 +283,9 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.kill();
+        if !self.finishes {
+            self.kill();
+        }
     }
 }
 

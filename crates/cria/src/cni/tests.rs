@@ -385,9 +385,37 @@ async fn what_a_plugin_leaves_running_does_not_hold_up_its_answer() {
     assert_eq!(added.ips, ["10.0.0.8".parse::<IpAddr>().unwrap()]);
     assert!(start.elapsed() < LONG / 2);
     // It carries the mark, and a daemon that starts would find it.
-    let mark = format!("{}{}", node.mark, attachment.sandbox);
+    let mark = mark(&node.mark, Command::Add) + attachment.sandbox.as_str();
     let left = tokio::task::spawn_blocking(move || end_orphans(&mark, LONG)).await.unwrap();
     assert_eq!(left.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_delete_under_way_outlives_its_daemon_and_the_next_one_waits_for_it() {
+    let node = Node::new();
+    node.script(
+        "slow",
+        "echo begins >> $DIR/log; until [ -e $DIR/go ]; do sleep 0.01; done; echo ends >> $DIR/log",
+    );
+    node.scripted_chain("1.0.0", &["slow"]);
+    let (former, next) = (node.cni(LONG), node.cni(LONG));
+    let attachment = attachment(&former, Path::new("/absent"), &pod(vec![])).await;
+    let first = {
+        let attachment = attachment.clone();
+        tokio::spawn(async move { former.del(&attachment, None).await })
+    };
+    while node.log() != ["begins"] {
+        tokio::task::yield_now().await;
+    }
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+
+    let taking_over = Arc::clone(&next);
+    let found = tokio::task::spawn_blocking(move || taking_over.take_over(LONG)).await.unwrap();
+    assert!(found.unwrap() >= 1);
+    fs_err::write(node.path("go"), "").unwrap();
+    next.del(&attachment, None).await.unwrap();
+    assert_eq!(node.log(), ["begins", "ends", "begins", "ends"]);
 }
 
 #[tokio::test]
