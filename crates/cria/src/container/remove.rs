@@ -82,8 +82,12 @@ pub(super) async fn clean(
     cgroup: Option<CgroupPath>,
 ) -> Result<(), Error> {
     if node.oci.knows(id) {
-        let deleted = node.oci.delete(id).await;
-        deleted.map_err(|error| Error::internal(format!("delete container {id}"), error))?;
+        // Somebody else's `delete`, a former daemon's or the monitor's, may have been faster.
+        if let Err(error) = node.oci.delete(id).await
+            && node.oci.knows(id)
+        {
+            return Err(Error::internal(format!("delete container {id}"), error));
+        }
     }
     let (node, id) = (Arc::clone(node), id.clone());
     let cleaned = spawn_blocking(move || {
