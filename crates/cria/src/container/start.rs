@@ -34,7 +34,7 @@ impl Container {
             State::Created { broken: None } => {}
             State::Created { broken: Some(message) } => {
                 self.make_empty_log()?;
-                return self.failed(message).await;
+                return self.failed(node, message).await;
             }
             State::Running { .. } => return Err(self.wrong_state("running already")),
             State::Exited(_) => return Err(self.wrong_state("exited")),
@@ -43,10 +43,13 @@ impl Container {
         let monitor = self.monitor().ok_or_else(|| self.wrong_state("without a monitor"))?;
         match monitor.ask(Request::Start, node.oci.patience()).await {
             Ok(Reply::Started { at_ns }) => self.note_started(at_ns).await,
-            Ok(_) => self.failed("the monitor answered `start` with something else".into()).await,
-            // Its end is on its way, and says all: the supervisor takes it in.
-            Err(MonitorError::Gone) => self.failed("the monitor died".into()).await,
-            Err(error) => self.failed(crate::error::chain(&error)).await,
+            Ok(_) => {
+                let message = "the monitor answered `start` with something else";
+                self.failed(node, message.to_owned()).await
+            }
+            // Nobody knows how far it came: what runs of it goes.
+            Err(MonitorError::Gone) => self.failed(node, "the monitor died".to_owned()).await,
+            Err(error) => self.failed(node, crate::error::chain(&error)).await,
         }
     }
 
@@ -66,10 +69,11 @@ impl Container {
     }
 
     /// The container has ended without having begun; whatever is left of it goes.
-    async fn failed(&self, message: String) -> Result<(), Error> {
+    async fn failed(&self, node: &Node, message: String) -> Result<(), Error> {
         let exited = Exited::never_started(message.clone(), clock::now_ns());
         self.note_exited(exited).await;
         self.release().await;
+        self.delete_what_is_left(node).await;
         Err(Error::Refused { action: "start", container: self.id.to_string(), message })
     }
 

@@ -114,6 +114,7 @@ impl Container {
     async fn replace_monitor(self: &Arc<Self>, node: &Arc<Node>) {
         if let Some(exit) = recorded_exit(&node.paths.container_run(&self.id)) {
             self.take_in(&exit).await;
+            self.delete_what_is_left(node).await;
             return;
         }
         tracing::warn!(container = %self.id, "the monitor died; starting another");
@@ -134,7 +135,22 @@ impl Container {
                     "no monitor for a running container: its output and exit code are lost",
                 );
                 self.watch_alone(init).await;
+                self.delete_what_is_left(node).await;
             }
+        }
+    }
+
+    /// What a monitor would have done after the end: nothing of an exited container runs, and no
+    /// cgroup of it stays.
+    pub(super) async fn delete_what_is_left(&self, node: &Node) {
+        if !node.oci.knows(&self.id) {
+            return;
+        }
+        self.held().killed = true;
+        if let Err(error) = node.oci.delete(&self.id).await
+            && node.oci.knows(&self.id)
+        {
+            tracing::warn!(container = %self.id, error = chain(&error), "cannot be deleted");
         }
     }
 
@@ -278,11 +294,13 @@ impl Container {
     /// still runs gets a monitor again; otherwise nobody knows.
     async fn recover_without_monitor(self: &Arc<Self>, node: &Arc<Node>) {
         if let Some(exit) = recorded_exit(&node.paths.container_run(&self.id)) {
-            return self.take_in(&exit).await;
+            self.take_in(&exit).await;
+            return self.delete_in_background(node);
         }
         let init = self.record.get().init();
         let Some(init) = init else {
-            return self.note_unknown_exit("its monitor and the daemon died").await;
+            self.note_unknown_exit("its monitor and the daemon died").await;
+            return self.delete_in_background(node);
         };
         let watched = init.try_clone().ok();
         let descriptors = Descriptors { init: Some(init), ..Descriptors::default() };
@@ -294,9 +312,18 @@ impl Container {
         }
         if let Err(error) = self.adopt(node, descriptors, false).await {
             tracing::error!(container = %self.id, error = chain(&error), "no monitor");
-            let container = Arc::clone(self);
-            tokio::spawn(async move { container.watch_alone(watched).await });
+            let (container, node) = (Arc::clone(self), Arc::clone(node));
+            tokio::spawn(async move {
+                container.watch_alone(watched).await;
+                container.delete_what_is_left(&node).await;
+            });
         }
+    }
+
+    /// At the start, where nobody waits for the OCI runtime.
+    fn delete_in_background(self: &Arc<Self>, node: &Arc<Node>) {
+        let (container, node) = (Arc::clone(self), Arc::clone(node));
+        tokio::spawn(async move { container.delete_what_is_left(&node).await });
     }
 }
 
