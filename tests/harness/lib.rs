@@ -18,6 +18,7 @@ pub mod leftovers;
 pub mod network;
 pub mod node;
 pub mod place;
+pub mod random;
 pub mod registry;
 pub mod scene;
 pub mod scripts;
