@@ -254,10 +254,8 @@ impl Load {
     }
 
     fn status(&self, container: &Container) -> Result<ContainerStatus, String> {
-        let request = || ContainerStatusRequest {
-            container_id: container.id.clone(),
-            ..Default::default()
-        };
+        let request =
+            || ContainerStatusRequest { container_id: container.id.clone(), ..Default::default() };
         let answer = self.ask("ContainerStatus", || self.cri.container_status(request()))?;
         answer.status.ok_or_else(|| "no status".to_owned())
     }

@@ -62,7 +62,8 @@ fn mark_after(process: &Path, prefix: &[u8]) -> Option<String> {
         return None;
     }
     let environ = fs_err::read(process.join("environ")).ok()?;
-    let mark = environ.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(prefix))?;
+    let mark =
+        environ.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(prefix))?;
     Some(String::from_utf8_lossy(mark).into_owned())
 }
 
