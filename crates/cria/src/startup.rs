@@ -69,7 +69,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
             }
         }
     };
-    cri::serve(daemon, listener, stop).await.context("cannot serve")?;
+    cri::serve(daemon, listener, stop).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     background.iter().for_each(tokio::task::JoinHandle::abort);
     info!("stopped; the containers live on");

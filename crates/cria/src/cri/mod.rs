@@ -7,12 +7,13 @@ mod container;
 mod convert;
 mod image;
 mod sandbox;
+mod server;
 mod service;
 mod span;
 mod stats;
 mod status;
 
-pub(crate) use service::serve;
+pub(crate) use server::serve;
 
 use std::pin::Pin;
 

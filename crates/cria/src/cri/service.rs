@@ -26,8 +26,7 @@ use cria_proto::{
     UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
     UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse, VersionRequest, VersionResponse,
 };
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument, debug, field, info, info_span, warn};
 
@@ -45,26 +44,16 @@ struct Service {
     daemon: Arc<Daemon>,
 }
 
-/// Serves until `stop` is done, and then until the answers under way are given.
-pub(crate) async fn serve(
-    daemon: Arc<Daemon>,
-    listener: UnixListener,
-    stop: impl Future<Output = ()> + Send,
-) -> Result<(), tonic::transport::Error> {
+/// Both services, as routes of gRPC.
+pub(super) fn routes(daemon: Arc<Daemon>) -> Routes {
     let service = Service { daemon };
-    tonic::transport::Server::builder()
-        .add_service(
-            RuntimeServiceServer::new(service.clone())
-                .max_decoding_message_size(MESSAGE_BYTES)
-                .max_encoding_message_size(MESSAGE_BYTES),
-        )
-        .add_service(
-            ImageServiceServer::new(service)
-                .max_decoding_message_size(MESSAGE_BYTES)
-                .max_encoding_message_size(MESSAGE_BYTES),
-        )
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
-        .await
+    let runtime = RuntimeServiceServer::new(service.clone())
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let images = ImageServiceServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    Routes::new(runtime).add_service(images)
 }
 
 /// Whether an RPC changes something: those are logged where operators look.
