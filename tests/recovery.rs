@@ -1,0 +1,205 @@
+//! What a daemon finds at its start: another boot, records that it cannot read, a runtime that
+//! hangs, monitors that died in the middle.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use cria_proto::*;
+use harness::cri::Container;
+use harness::leftovers::processes_of;
+use harness::node::{files_named_after, monitors};
+use harness::scene::{OBEDIENT, SOON, Scene, refused};
+use harness::scripts::CNI_RESULT;
+use harness::until;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tonic::Code;
+
+#[test]
+fn after_a_reboot_all_has_exited_unknown_and_is_taken_down_as_ever() {
+    let mut scene = Scene::new();
+    scene.cni_script(&format!("[ $CNI_COMMAND = DEL ] && exit\n{CNI_RESULT}"));
+    let (pod, shared) = (scene.run_pod(scene.pod("rebooted")), scene.host("host"));
+    let running = scene.obedient(&pod, "running");
+    let created = shared.create(scene.container("created", &OBEDIENT)).expect("it is created");
+    let ended = shared.run(scene.script("ended", "exit 7"));
+    ended.await_exit(SOON);
+
+    reboot(&mut scene);
+    for (container, code, reason) in
+        [(&running, 255, "Unknown"), (&created, 255, "Unknown"), (&ended, 7, "Error")]
+    {
+        let status = container.status();
+        assert_eq!(status.state(), ContainerState::ContainerExited, "{status:?}");
+        assert_eq!((status.exit_code, status.reason.as_str()), (code, reason), "{status:?}");
+        assert!(status.finished_at >= status.started_at, "{status:?}");
+    }
+    for pod in [&pod, &shared] {
+        assert_eq!(pod.status().state(), PodSandboxState::SandboxNotready);
+    }
+    until("CNI DEL has been made", SOON, || {
+        scene.cni_calls().contains(&format!("DEL {}", pod.id)).then_some(())
+    });
+    // The image is there still, and the kubelet's next try is another pod.
+    let next = scene.host("next");
+    scene.obedient(&next, "next");
+    running.remove().expect("it is removed");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_record_that_is_damaged_newer_or_missing_is_told_and_the_rest_is_listed() {
+    let mut scene = Scene::new();
+    let good = scene.host("good");
+    let container = scene.obedient(&good, "good");
+    let [damaged, newer, missing] = ["damaged", "newer", "missing"].map(|name| scene.host(name));
+    let lost = ["lost1", "lost2"].map(|name| scene.obedient(&good, name));
+    scene.kill9();
+    let newer_form = "{ \"version\": 1000 }";
+    fs_err::write(record(&scene, &damaged.id), "{ \"half").expect("own folder");
+    fs_err::write(record(&scene, &newer.id), newer_form).expect("own folder");
+    fs_err::remove_file(record(&scene, &missing.id)).expect("own folder");
+    fs_err::write(record(&scene, &lost[0].id), newer_form).expect("own folder");
+    fs_err::remove_file(record(&scene, &lost[1].id)).expect("own folder");
+
+    scene.resume();
+    let log = scene.log();
+    for id in [&damaged.id, &newer.id, &lost[0].id] {
+        let told = log.lines().any(|line| line.contains("WARN") && line.contains(id.as_str()));
+        assert!(told, "a warning names {id}");
+    }
+    let pods = scene.cri().list_pod_sandbox(ListPodSandboxRequest::default());
+    let pods: Vec<_> = pods.expect("pods are listed").items.into_iter().map(|pod| pod.id).collect();
+    assert_eq!(pods, [good.id.clone()]);
+    let containers = scene.cri().list_containers(ListContainersRequest::default());
+    let containers = containers.expect("containers are listed").containers;
+    assert_eq!(containers.into_iter().map(|it| it.id).collect::<Vec<_>>(), [container.id.clone()]);
+    assert_eq!(container.status().state(), ContainerState::ContainerRunning);
+    assert_eq!(container.exec(&["true"]).expect("exec runs").exit_code, 0);
+    container.stop(SOON).expect("it stops");
+    // The name is free, whatever became of the one that had it.
+    let again = scene.run_pod(missing.config.clone());
+    assert_ne!(again.id, missing.id);
+}
+
+#[test]
+fn the_cgroup_and_process_of_a_container_without_a_record_go() {
+    let mut scene = Scene::new();
+    let pod = scene.host("pod");
+    let container = scene.obedient(&pod, "lost");
+    scene.kill9();
+    fs_err::remove_file(record(&scene, &container.id)).expect("own folder");
+    scene.resume();
+    until("its monitor is gone", SOON, || monitors(scene.place()).is_empty().then_some(()));
+    scene.assert_nothing_is_left_soon();
+}
+
+#[test]
+fn an_oci_runtime_that_hangs_in_any_verb_is_named_with_its_time_and_leaves_nothing() {
+    let hangs = "[ -e $NODE/hang-$VERB ] && exec sleep 100000";
+    let config = "[runtime]\ncreate-timeout = '2s'\n";
+    let mut scene = Scene::with(|setup| setup.oci_runtime(hangs).config(config));
+    let pod = scene.host("hangs");
+    let other = scene.obedient(&pod, "other");
+
+    let create = hanging(&scene, "create", || pod.create(scene.container("create", &OBEDIENT)));
+    assert_told(&refused(create, Code::Internal), "create", None);
+
+    let container = pod.create(scene.container("start", &OBEDIENT)).expect("it is created");
+    let start = hanging(&scene, "start", || container.start());
+    assert_told(&refused(start, Code::Internal), "start", Some(&container));
+    let status = container.status();
+    assert_eq!(status.state(), ContainerState::ContainerExited);
+    assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+    assert!(status.message.contains("start"), "{status:?}");
+
+    let exec = hanging(&scene, "exec", || other.exec(&["true"]));
+    assert_told(&refused(exec, Code::Internal), "exec", Some(&other));
+    assert_eq!(other.exec(&["true"]).expect("exec runs").exit_code, 0, "and it runs again");
+
+    let ending = scene.obedient(&pod, "delete");
+    hanging(&scene, "delete", || {
+        ending.stop(SOON).expect("its end does not wait for delete");
+        assert_eq!(ending.status().exit_code, 0);
+        assert_told(&refused(ending.remove(), Code::Internal), "delete", Some(&ending));
+    });
+    ending.remove().expect("once delete works again");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_monitor_that_dies_in_the_middle_of_a_start_leaves_no_process_of_an_exited_container() {
+    let slow = "[ $VERB = start ] && [ -e $NODE/slow ] && { touch $NODE/starting; exec sleep 1000; }";
+    let mut scene = Scene::with(|setup| setup.oci_runtime(slow));
+    let pod = scene.host("middle");
+    let container = pod.create(scene.container("middle", &OBEDIENT)).expect("it is created");
+    let slow = scene.flag("slow");
+    thread::scope(|scope| {
+        let start = scope.spawn(|| container.start());
+        until("it is being started", SOON, || scene.has_flag("starting").then_some(()));
+        fs_err::remove_file(&slow).expect("own folder");
+        kill_all(monitors(scene.place()));
+        let message = refused(start.join().expect("no panic"), Code::Internal);
+        assert!(message.contains("monitor"), "{message}");
+    });
+    let status = container.status();
+    assert_eq!(status.state(), ContainerState::ContainerExited);
+    assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+    until("its process is gone", SOON, || inits(&scene).is_empty().then_some(()));
+    scene.assert_nothing_is_left_soon();
+}
+
+/// What `call` answers while the OCI runtime hangs in `verb`.
+fn hanging<T>(scene: &Scene, verb: &str, call: impl FnOnce() -> T) -> T {
+    let flag = scene.flag(&format!("hang-{verb}"));
+    let answer = call();
+    fs_err::remove_file(flag).expect("own folder");
+    answer
+}
+
+/// The message names the runtime, its verb, the container if it is known, and the time.
+#[track_caller]
+fn assert_told(message: &str, verb: &str, container: Option<&Container>) {
+    let id = container.map_or("container", |container| container.id.as_str());
+    for part in ["oci-runtime", verb, id, "2s"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+}
+
+/// Everything of the node dies at once; the next daemon is told that it is another boot.
+fn reboot(scene: &mut Scene) {
+    scene.kill9();
+    kill_all(monitors(scene.place()));
+    kill_all(inits(scene));
+    for folder in ["sandboxes", "containers"] {
+        for entry in fs_err::read_dir(scene.root().join(folder)).expect("cria made it") {
+            let path = entry.expect("own folder").path().join("record.json");
+            let text = fs_err::read(&path).expect("each has a record");
+            let mut record: Value = serde_json::from_slice(&text).expect("it is JSON");
+            record["boot_id"] = "another boot".into();
+            fs_err::write(&path, record.to_string()).expect("own folder");
+        }
+    }
+    scene.resume();
+}
+
+fn record(scene: &Scene, id: &str) -> PathBuf {
+    let mut files = files_named_after(&scene.root(), id);
+    files.retain(|file| file.ends_with("record.json"));
+    files.pop().expect("it has a record")
+}
+
+/// The processes of the containers on this node; one that was not started is still runc's.
+fn inits(scene: &Scene) -> Vec<u32> {
+    ["sh", "sleep", "runc"].iter().flat_map(|name| processes_of(scene.place(), name)).collect()
+}
+
+#[track_caller]
+fn kill_all(pids: Vec<u32>) {
+    for pid in pids {
+        // It may have gone with another one.
+        let _ = kill(Pid::from_raw(pid.try_into().expect("pids fit")), Signal::SIGKILL);
+    }
+}
