@@ -1,6 +1,6 @@
 //! Programs that a dead daemon had started and that still run. They carry a mark in their
-//! environment, so that the next daemon ends them before it undoes what they were doing (an
-//! orphaned CNI ADD would otherwise finish after our DEL), or lets them finish.
+//! environment, so that the next daemon ends them, or awaits them before it undoes what they were
+//! doing: an orphaned CNI ADD would otherwise finish after our DEL.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, getuid, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpgid, getpid, getuid, pidfd_open, pidfd_send_signal,
+};
 
 /// The environment variable that marks a program as started by an operation of ours.
 pub(crate) const MARK: &str = "CRIA_OPERATION";
@@ -24,19 +26,29 @@ pub(crate) fn end_orphans(prefix: &str, deadline: Duration) -> io::Result<usize>
         if orphans.is_empty() {
             return Ok(ended);
         }
-        for (_, orphan) in &orphans {
+        for Orphan { process, .. } in &orphans {
             // It may have ended meanwhile.
-            let _ = pidfd_send_signal(orphan, Signal::KILL);
+            let _ = pidfd_send_signal(process, Signal::KILL);
         }
-        for (_, orphan) in &orphans {
-            wait(orphan, end)?;
+        for Orphan { process, .. } in &orphans {
+            wait(process, end)?;
         }
         ended += orphans.len();
     }
 }
 
-/// Every process of our user whose mark starts with `prefix`, by the rest of that mark. Blocks.
-pub(crate) fn marked(prefix: &str) -> io::Result<Vec<(String, OwnedFd)>> {
+/// A marked process.
+#[derive(Debug)]
+pub(crate) struct Orphan {
+    /// Its mark, behind what was searched for.
+    pub(crate) subject: String,
+    /// Whether it is the program itself, and not something that the program started.
+    pub(crate) leads: bool,
+    pub(crate) process: OwnedFd,
+}
+
+/// Every process of our user whose mark starts with `prefix`. Blocks.
+pub(crate) fn marked(prefix: &str) -> io::Result<Vec<Orphan>> {
     let ours = format!("{MARK}={prefix}");
     let mut found = Vec::new();
     for entry in fs_err::read_dir("/proc")? {
@@ -47,8 +59,10 @@ pub(crate) fn marked(prefix: &str) -> io::Result<Vec<(String, OwnedFd)>> {
         };
         // The pidfd first: what is read after it is of this process, or it has ended.
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        if let Some(rest) = mark_after(&entry.path(), ours.as_bytes()) {
-            found.push((rest, process));
+        if let Some(subject) = mark_after(&entry.path(), ours.as_bytes()) {
+            // Each program is started as the leader of a process group.
+            let leads = getpgid(Some(pid)) == Ok(pid);
+            found.push(Orphan { subject, leads, process });
         }
     }
     Ok(found)

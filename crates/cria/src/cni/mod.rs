@@ -85,21 +85,18 @@ impl Cni {
         Arc::new(Self {
             conf_dir: settings.conf_dir,
             plugins: Plugins { dirs: settings.bin_dirs, deadline: settings.deadline },
-            former: Former::default(),
+            former: Former::new(mark(&settings.mark, Command::Del)),
             mark: settings.mark,
             readiness: Readiness::default(),
         })
     }
 
-    /// Deals with the plugins that a former daemon left running: ends what we undo, and remembers
-    /// what is to finish before we do the same again. Blocks; before anything else is asked.
-    /// Answers how many there were.
+    /// Ends the plugins that a former daemon left running, but for those that change something:
+    /// they are awaited before we do anything for the same sandbox. Blocks; before anything else is
+    /// asked. Answers how many there were.
     pub(crate) fn take_over(&self, deadline: Duration) -> std::io::Result<usize> {
-        let ended = orphans::end_orphans(&mark(&self.mark, Command::Add), deadline)?;
-        let finishing = orphans::marked(&mark(&self.mark, Command::Del))?;
-        let found = finishing.len();
-        self.former.remember(finishing);
-        Ok(ended + found)
+        let ended = orphans::end_orphans(&mark(&self.mark, Command::Status), deadline)?;
+        Ok(ended + self.former.find()?)
     }
 
     /// The network that new pods are attached to, as its file has it now.

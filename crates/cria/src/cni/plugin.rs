@@ -90,12 +90,13 @@ impl Command {
         }
     }
 
-    /// Whether a plugin may be cut short because the daemon ends. A DEL may not: not every plugin
-    /// can then be told again (Debian 12's bridge removes its rules only with the interface).
+    /// Whether a plugin may be cut short because the daemon ends. Where it changes something it may
+    /// not: not every plugin can then be told to undo it. (Debian 12's bridge removes its rules only
+    /// together with the interface, and fails where it had not made all of them.)
     pub(super) fn dies_with_daemon(self) -> bool {
         match self {
-            Self::Add | Self::Status | Self::Gc => true,
-            Self::Del => false,
+            Self::Status | Self::Gc => true,
+            Self::Add | Self::Del => false,
         }
     }
 }
