@@ -26,6 +26,7 @@ mod programs;
 mod reaper;
 mod recovery;
 mod registry;
+mod retry;
 mod sandbox;
 mod signal;
 mod spawner;
@@ -35,6 +36,7 @@ mod sys;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -49,6 +51,9 @@ use tracing_subscriber::{Layer, Registry};
 
 use crate::args::{Args, Command};
 use crate::config::{Config, LogFormat, LogLevel, Sources};
+
+/// What work on files gets to end when the daemon does.
+const LAST_WORK: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -71,7 +76,11 @@ fn run_daemon(args: &Args) -> anyhow::Result<()> {
         warn!(file = %warning.file.display(), line = warning.line, key = warning.key,
             nearest = warning.nearest, "unknown key in the configuration");
     }
-    threads()?.block_on(startup::run(config))
+    let threads = threads()?;
+    let done = threads.block_on(startup::run(config));
+    // An unpacking layer is not waited for: it is made again.
+    threads.shutdown_timeout(LAST_WORK);
+    done
 }
 
 /// Few threads, whatever the node's size: requests wait for other processes most of the time, and

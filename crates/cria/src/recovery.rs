@@ -1,7 +1,7 @@
 //! At the start: records, monitors and what is left on the node become the registry again.
 //!
 //! ```text
-//! helpers of the former daemon ──▶ ended, so that nothing finishes behind our back
+//! helpers of the former daemon ──▶ awaited, so that nothing finishes behind our back
 //! complete records ──────────────▶ listed, with the state that their monitors tell
 //! unanswered creations ──────────▶ undone          ┐
 //! removals ──────────────────────▶ continued       ├ in the background, while we serve
@@ -22,7 +22,10 @@ use crate::container::{self, Container};
 use crate::daemon::Daemon;
 use crate::error::{Error, chain};
 use crate::id::{ContainerId, SandboxId};
+use crate::node::Node;
 use crate::paths;
+use crate::retry;
+use crate::sandbox::state::State;
 use crate::sandbox::{self, Sandbox};
 
 /// What was found on the disk.
@@ -159,32 +162,68 @@ async fn clear_up(
     stray: Vec<SandboxId>,
 ) {
     for id in discard {
-        warn_of(container::discard(&daemon.node, &id).await, "undo a container", id.as_str());
+        discard_container(&daemon.node, id).await;
     }
     for sandbox in undo {
-        warn_of(sandbox.clean(&daemon.node).await, "undo a sandbox", sandbox.id.as_str());
+        sandbox.undo(&daemon.node).await;
     }
     for id in stray {
-        warn_of(sandbox::discard(&daemon.node, &id).await, "clear a sandbox", id.as_str());
+        discard_sandbox(&daemon.node, id).await;
     }
     for container in daemon.containers.all() {
         if container.record.get().removing {
-            let removed = daemon.remove_container(&container).await;
-            warn_of(removed, "continue a removal", container.id.as_str());
+            continue_removal(daemon, container).await;
         }
     }
     for sandbox in daemon.sandboxes.all() {
-        let (removing, stopped) = {
-            let record = sandbox.record.get();
-            (record.removing, record.state == sandbox::state::State::NotReady)
-        };
-        let done = match (removing, stopped) {
-            (true, _) => daemon.remove_sandbox(&sandbox).await,
-            (false, true) => daemon.stop_sandbox(&sandbox).await,
-            (false, false) => Ok(()),
-        };
-        warn_of(done, "continue to take a sandbox down", sandbox.id.as_str());
+        continue_taking_down(daemon, sandbox).await;
     }
+}
+
+async fn discard_container(node: &Arc<Node>, id: ContainerId) {
+    let node = Arc::clone(node);
+    retry::until_done("clear a container away", id.to_string(), move || {
+        let (node, id) = (Arc::clone(&node), id.clone());
+        async move { container::discard(&node, &id).await }
+    })
+    .await;
+}
+
+async fn discard_sandbox(node: &Arc<Node>, id: SandboxId) {
+    let node = Arc::clone(node);
+    retry::until_done("clear a pod sandbox away", id.to_string(), move || {
+        let (node, id) = (Arc::clone(&node), id.clone());
+        async move { sandbox::discard(&node, &id).await }
+    })
+    .await;
+}
+
+async fn continue_removal(daemon: &Arc<Daemon>, container: Arc<Container>) {
+    let daemon = Arc::clone(daemon);
+    retry::until_done("continue a removal", container.id.to_string(), move || {
+        let (daemon, container) = (Arc::clone(&daemon), Arc::clone(&container));
+        async move { daemon.remove_container(&container).await }
+    })
+    .await;
+}
+
+async fn continue_taking_down(daemon: &Arc<Daemon>, sandbox: Arc<Sandbox>) {
+    let daemon = Arc::clone(daemon);
+    retry::until_done("continue to take a pod down", sandbox.id.to_string(), move || {
+        let (daemon, sandbox) = (Arc::clone(&daemon), Arc::clone(&sandbox));
+        async move {
+            let (removing, state) = {
+                let record = sandbox.record.get();
+                (record.removing, record.state)
+            };
+            match (removing, state) {
+                (true, _) => daemon.remove_sandbox(&sandbox).await,
+                (false, State::NotReady) => daemon.stop_sandbox(&sandbox).await,
+                (false, State::Ready) => Ok(()),
+            }
+        }
+    })
+    .await;
 }
 
 /// Nothing is killed for a record that this release cannot read: a container whose monitor answers
@@ -199,19 +238,13 @@ async fn clear_unreadable(
             tracing::error!(container = %id, "runs, but its record cannot be read");
             in_use = true;
         } else {
-            warn_of(container::discard(&daemon.node, &id).await, "clear a container", id.as_str());
+            discard_container(&daemon.node, id).await;
         }
     }
     if in_use {
         return;
     }
     for id in sandboxes {
-        warn_of(sandbox::discard(&daemon.node, &id).await, "clear a sandbox", id.as_str());
-    }
-}
-
-fn warn_of(result: Result<(), Error>, action: &'static str, id: &str) {
-    if let Err(error) = result {
-        tracing::warn!(id, action, error = chain(&error), "cannot finish what a crash cut short");
+        discard_sandbox(&daemon.node, id).await;
     }
 }

@@ -23,9 +23,9 @@ use crate::daemon::Daemon;
 /// After a failed accept (no descriptors left, most likely) the next one is not tried at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What answers under way get when the daemon is told to stop. Their operations go on anyway, as
-/// far as they can, and are continued by the next daemon.
-const GRACE: Duration = Duration::from_secs(5);
+/// What requests under way get to be answered at the end. What takes longer is the next daemon's to
+/// finish, as after a crash; the service manager would not wait much longer either.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is done, and then until the answers under way are given.
 pub(crate) async fn serve(
@@ -60,6 +60,6 @@ pub(crate) async fn serve(
     }
     drop(listener);
     if timeout(GRACE, connections.shutdown()).await.is_err() {
-        debug!("some answers are not given any more");
+        warn!("requests are cut off; the next daemon finishes what they began");
     }
 }

@@ -13,7 +13,7 @@ use crate::checkpoint::Checkpoint;
 use crate::clock;
 use crate::cni::Attachment;
 use crate::container::remove_tree;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::id::SandboxId;
 use crate::node::Node;
 
@@ -32,11 +32,8 @@ pub(crate) async fn create(
             Ok(sandbox)
         }
         Err(error) => {
-            // Recorded as incomplete: what cannot be undone now is undone at the next start.
-            if let Err(error) = sandbox.clean(&node).await {
-                let error = chain(&error);
-                tracing::warn!(sandbox = %sandbox.id, error, "cannot undo a failed sandbox");
-            }
+            // Recorded as incomplete: should we end before it is undone, the next start undoes it.
+            sandbox.undo(&node).await;
             Err(error)
         }
     }

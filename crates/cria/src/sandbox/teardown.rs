@@ -14,6 +14,7 @@ use crate::container::remove_tree;
 use crate::error::Error;
 use crate::id::SandboxId;
 use crate::node::Node;
+use crate::retry;
 
 /// What is left in the cgroup of a pod that cria made it for gets to end.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
@@ -105,6 +106,16 @@ impl Sandbox {
             remove_tree(&node.paths.sandbox(id))
         })
         .await
+    }
+
+    /// Cleans a sandbox that nobody was told of, if need be in the background.
+    pub(crate) async fn undo(self: &Arc<Self>, node: &Arc<Node>) {
+        let (sandbox, node) = (Arc::clone(self), Arc::clone(node));
+        retry::until_done("undo a pod sandbox", self.id.to_string(), move || {
+            let (sandbox, node) = (Arc::clone(&sandbox), Arc::clone(&node));
+            async move { sandbox.clean(&node).await }
+        })
+        .await;
     }
 
     /// A sandbox of an earlier daemon. What a reboot ended is NotReady.
