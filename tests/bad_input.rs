@@ -287,6 +287,46 @@ fn a_full_disk_is_told_as_such_and_running_containers_go_on() {
 }
 
 #[test]
+fn on_a_full_disk_nothing_is_made_and_every_end_is_told_truly_also_after_a_restart() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "small:1");
+    let mut node = Node::setup().registry(&registry).root_size("16m").start();
+    pull(&node, &image.reference).expect("it fits");
+    let pod = node.run_pod(node.host_pod("full"));
+    let run = |name: &str, script: &str| {
+        pod.run(container_config(name, &image.id, &["sh", "-c", script]))
+    };
+    let await_flag = "while [ ! -e /dev/shm/$0 ]; do usleep 10000; done; exit";
+    let [now, later] = ["now", "later"].map(|name| {
+        let script = await_flag.replace("$0", name);
+        run(name, &format!("{script} {}", name.len()))
+    });
+    let filler = run("filler", "sleep 1000");
+    filler.exec(&["sh", "-c", "dd if=/dev/zero of=/fill bs=64k 2>&1"]).expect("exec runs");
+
+    for attempt in ["first", "second"] {
+        let config = container_config(attempt, &image.id, &OBEDIENT);
+        let message = refused(pod.create(config), Code::ResourceExhausted);
+        assert!(message.contains("space"), "{message}");
+    }
+    let listed = node.cri().list_containers(ListContainersRequest::default());
+    assert_eq!(listed.expect("containers are listed").containers.len(), 3);
+    filler.exec(&["touch", "/dev/shm/now"]).expect("exec runs");
+    assert_eq!(now.await_exit(SOON).exit_code, 3);
+
+    node.kill9();
+    node.resume();
+    assert_eq!(now.status().exit_code, 3, "no record could hold it, but it is known");
+    assert_eq!(later.status().state(), ContainerState::ContainerRunning);
+    filler.exec(&["touch", "/dev/shm/later"]).expect("exec runs");
+    assert_eq!(later.await_exit(SOON).exit_code, 5);
+    now.remove().expect("a full disk stops no removal");
+    pod.stop().expect("nor a stop");
+    pod.remove().expect("nor the pod's removal");
+    node.assert_clean();
+}
+
+#[test]
 fn rpcs_of_later_releases_are_unimplemented() {
     let scene = Scene::new();
     let request = CheckpointContainerRequest::default();

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cria_proto::*;
 use harness::cri::Container;
@@ -149,6 +149,25 @@ fn a_monitor_that_dies_in_the_middle_of_a_start_leaves_no_process_of_an_exited_c
     assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
     until("its process is gone", SOON, || inits(&scene).is_empty().then_some(()));
     scene.assert_nothing_is_left_soon();
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_does_so_whatever_is_under_way_and_the_next_one_goes_on() {
+    let mut scene = Scene::new();
+    let pod = scene.host("ending");
+    let container = scene.stubborn(&pod, "stubborn");
+    let grace = Duration::from_secs(25);
+    thread::scope(|scope| {
+        let stop = scope.spawn(|| container.stop(grace));
+        container.await_log("heard", SOON);
+        let begun = Instant::now();
+        assert!(scene.node.terminate().success());
+        assert!(begun.elapsed() < grace - Duration::from_secs(5), "{:?}", begun.elapsed());
+        stop.join().expect("no panic").expect_err("it was cut off");
+    });
+    scene.resume();
+    assert_eq!(container.await_exit(SOON).exit_code, 137);
+    scene.assert_nothing_left();
 }
 
 /// What `call` answers while the OCI runtime hangs in `verb`.
