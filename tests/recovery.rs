@@ -131,7 +131,8 @@ fn an_oci_runtime_that_hangs_in_any_verb_is_named_with_its_time_and_leaves_nothi
 
 #[test]
 fn a_monitor_that_dies_in_the_middle_of_a_start_leaves_no_process_of_an_exited_container() {
-    let slow = "[ $VERB = start ] && [ -e $NODE/slow ] && { touch $NODE/starting; exec sleep 1000; }";
+    let slow =
+        "[ $VERB = start ] && [ -e $NODE/slow ] && { touch $NODE/starting; exec sleep 1000; }";
     let mut scene = Scene::with(|setup| setup.oci_runtime(slow));
     let pod = scene.host("middle");
     let container = pod.create(scene.container("middle", &OBEDIENT)).expect("it is created");

@@ -196,7 +196,10 @@ impl Load {
 
     /// A start that was cut off may have been made: then it is not made again.
     fn start(&self, container: &Container) -> Result<(), String> {
-        let begun = |status: &Status| status.code() == Code::FailedPrecondition;
+        let begun = |status: &Status| {
+            status.code() == Code::FailedPrecondition
+                && ["running already", "exited"].iter().any(|it| status.message().contains(it))
+        };
         let mut cut_off = false;
         self.ask("StartContainer", || match container.start() {
             Err(status) if cut_off && begun(&status) => Ok(()),

@@ -105,7 +105,7 @@ impl Container {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
-        let monitor = self.running_monitor()?;
+        let monitor = self.running_monitor().await?;
         let failed = |action: &'static str| {
             let id = self.id.clone();
             move |error| Error::io(format!("{action} in container {id}"), error)
@@ -140,12 +140,13 @@ impl Container {
         }
     }
 
-    fn running_monitor(&self) -> Result<std::sync::Arc<Monitor>, Error> {
+    async fn running_monitor(&self) -> Result<std::sync::Arc<Monitor>, Error> {
         match self.state() {
             State::Created { .. } => Err(self.wrong_state("not running yet")),
             State::Exited(_) => Err(self.wrong_state("exited")),
             State::Running { .. } => {
-                self.monitor().ok_or_else(|| self.wrong_state("without a monitor"))
+                let monitor = self.monitor_soon().await;
+                monitor.ok_or_else(|| self.wrong_state("without a monitor"))
             }
         }
     }

@@ -20,10 +20,13 @@ mod update;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use cria_monitor::exit::Status;
 use cria_monitor::protocol::Descriptors;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 pub(crate) use create::{Creation, PidNamespaceFile, create};
 use remove::clean;
@@ -40,6 +43,9 @@ use crate::registry::{ContainerKey, Named};
 use crate::stats::ContainerStats;
 use config::{ContainerConfig, Resources};
 use state::State;
+
+/// Within this a monitor that died is replaced, also on a busy node.
+const REPLACEMENT: Duration = Duration::from_secs(10);
 
 /// Everything that is known of a container, as it stands on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,6 +132,8 @@ struct Held {
     lease: Option<cria_images::Lease>,
     /// A SIGKILL of ours is no OOM kill.
     killed: bool,
+    /// How init ended, where that was ours to learn.
+    init_status: Option<Status>,
 }
 
 impl Container {
@@ -140,6 +148,14 @@ impl Container {
 
     fn monitor(&self) -> Option<Arc<Monitor>> {
         self.monitor.borrow().clone()
+    }
+
+    /// The monitor; one that has died is being replaced, which is waited for.
+    async fn monitor_soon(&self) -> Option<Arc<Monitor>> {
+        let mut monitors = self.monitor.subscribe();
+        let there = monitors.wait_for(|monitor| monitor.is_some() || self.state().is_exited());
+        let found = timeout(REPLACEMENT, there).await.ok()?.ok()?;
+        found.clone()
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

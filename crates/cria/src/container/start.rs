@@ -40,7 +40,8 @@ impl Container {
             State::Exited(_) => return Err(self.wrong_state("exited")),
         }
         self.make_log_directory()?;
-        let monitor = self.monitor().ok_or_else(|| self.wrong_state("without a monitor"))?;
+        let monitor = self.monitor_soon().await;
+        let monitor = monitor.ok_or_else(|| self.wrong_state("without a monitor"))?;
         match monitor.ask(Request::Start, node.oci.patience()).await {
             Ok(Reply::Started { at_ns }) => self.note_started(at_ns).await,
             Ok(_) => {

@@ -121,7 +121,8 @@ impl Container {
         let held = duplicate(&self.held().descriptors);
         let init = held.as_ref().ok().and_then(|held| held.init.as_ref()?.try_clone().ok());
         // A monitor of an earlier daemon leaves its children to PID 1.
-        let orphan_is_ours = process::is_our_child(self.record.get().init_pid);
+        let orphan_is_ours =
+            process::is_our_child(self.record.get().init_pid) || self.held().init_status.is_some();
         let adopted = match held {
             Ok(held) => self.adopt(node, held, orphan_is_ours).await,
             Err(error) => Err(MonitorError::Io(error)),
@@ -185,21 +186,31 @@ impl Container {
     }
 
     /// A monitor's child comes to the daemon that started the monitor when the monitor dies: only
-    /// we can learn how it ends.
+    /// we can learn how it ends. Where several monitors have died, several tasks wait here, each
+    /// for the monitor that it started.
     async fn await_orphan(self: &Arc<Self>, init: OwnedFd) {
         let Ok(init) = sys::watch(init) else { return };
         if init.readable().await.is_err() {
             return;
         }
-        let status = match waitid(WaitId::PidFd(init.get_ref().as_fd()), WaitIdOptions::EXITED) {
-            Ok(Some(status)) => status_of(&status),
-            Ok(None) | Err(_) => Status::Unknown,
-        };
+        // Otherwise it was not ours to wait for: the monitor asks the kernel.
+        let Some(status) = self.reap_init(init.get_ref()) else { return };
         if let Some(monitor) = self.monitor()
             && let Err(error) = monitor.tell(Request::InitEnded { status }, DEADLINE).await
         {
             tracing::warn!(container = %self.id, error = chain(&error), "cannot tell the monitor");
         }
+    }
+
+    /// How init, which has ended, did so: the kernel says it once.
+    fn reap_init(&self, init: &OwnedFd) -> Option<Status> {
+        let mut held = self.held();
+        if held.init_status.is_none() {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            let ended = waitid(WaitId::PidFd(init.as_fd()), options).ok().flatten();
+            held.init_status = ended.as_ref().map(status_of);
+        }
+        held.init_status
     }
 
     /// Without a monitor the end is seen, but nothing else.
@@ -208,7 +219,7 @@ impl Container {
             && let Ok(init) = sys::watch(init)
         {
             drop(init.readable().await);
-            let _ = waitid(WaitId::PidFd(init.get_ref().as_fd()), WaitIdOptions::EXITED);
+            self.reap_init(init.get_ref());
         }
         self.note_unknown_exit("its monitor died and could not be replaced").await;
     }
