@@ -103,6 +103,25 @@ fn a_killed_monitor_costs_neither_the_container_nor_a_torn_line_nor_its_exit_cod
 }
 
 #[test]
+fn a_container_whose_monitors_die_again_and_again_keeps_its_true_code() {
+    let mut scene = Scene::new();
+    let pod = scene.host("monitors");
+    let container = pod.run(scene.script("counter", COUNTER));
+    container.await_log("line 10", SOON);
+    for _ in 0..6 {
+        kill_monitors(&scene);
+        until("another monitor is there", SOON, || {
+            (monitors(scene.place()).len() == 1).then_some(())
+        });
+        assert_eq!(container.exec(&["true"]).expect("exec waits for it").exit_code, 0);
+    }
+    container.stop(SOON).expect("it stops");
+    assert_eq!(container.status().exit_code, 5);
+    assert_whole_lines(&container);
+    scene.assert_nothing_left();
+}
+
+#[test]
 fn with_daemon_and_monitor_killed_the_container_runs_until_it_ends_and_nothing_is_left() {
     let mut scene = Scene::new();
     let pod = scene.host("both");
