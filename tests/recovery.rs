@@ -72,10 +72,13 @@ fn a_record_that_is_damaged_newer_or_missing_is_told_and_the_rest_is_listed() {
     }
     let pods = scene.cri().list_pod_sandbox(ListPodSandboxRequest::default());
     let pods: Vec<_> = pods.expect("pods are listed").items.into_iter().map(|pod| pod.id).collect();
-    assert_eq!(pods, [good.id.clone()]);
+    assert_eq!(pods, std::slice::from_ref(&good.id));
     let containers = scene.cri().list_containers(ListContainersRequest::default());
     let containers = containers.expect("containers are listed").containers;
-    assert_eq!(containers.into_iter().map(|it| it.id).collect::<Vec<_>>(), [container.id.clone()]);
+    assert_eq!(
+        containers.into_iter().map(|it| it.id).collect::<Vec<_>>(),
+        std::slice::from_ref(&container.id)
+    );
     assert_eq!(container.status().state(), ContainerState::ContainerRunning);
     assert_eq!(container.exec(&["true"]).expect("exec runs").exit_code, 0);
     container.stop(SOON).expect("it stops");
