@@ -24,6 +24,11 @@ use crate::sys;
 /// Within this a monitor that lives answers.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// An OCI runtime's `start` takes some ten milliseconds. One that was only created is rare, and
+/// delays the daemon's start by no more than this.
+const START_LOOKS: u32 = 20;
+const START_PAUSE: Duration = Duration::from_millis(25);
+
 /// Removing what an ended container leaves includes the OCI runtime's `delete`.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -266,7 +271,7 @@ impl Container {
     async fn reconnect(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), MonitorError> {
         let (monitor, news) = Monitor::connect(&node.paths.container_run(&self.id))?;
         let monitor = Arc::new(monitor);
-        let state = monitor.ask_state(Request::State, DEADLINE).await?;
+        let state = settled_state(&monitor).await?;
         self.attend(node, monitor, news);
         self.note_state(state).await;
         Ok(())
@@ -336,6 +341,19 @@ impl Container {
         let (container, node) = (Arc::clone(self), Arc::clone(node));
         tokio::spawn(async move { container.delete_what_is_left(&node).await });
     }
+}
+
+/// A former daemon's StartContainer may be under way: what is shown as created until it is done
+/// would be taken for one that never ran, and be created a second time.
+async fn settled_state(monitor: &Monitor) -> Result<MonitorState, MonitorError> {
+    for _ in 0..START_LOOKS {
+        let state = monitor.ask_state(Request::State, DEADLINE).await?;
+        if state.phase != Phase::Created {
+            return Ok(state);
+        }
+        tokio::time::sleep(START_PAUSE).await;
+    }
+    monitor.ask_state(Request::State, DEADLINE).await
 }
 
 /// The record that a monitor left when its container ended.
