@@ -153,7 +153,8 @@ fn load(site: &Site, done: &AtomicBool) -> Result<u32> {
             let end = terminated(&pod, "main").context("an ended pod's container has ended")?;
             // Others do not know the code of what ended while they were down.
             ensure!(end["exitCode"] == 5 || !site.is_cria, "{name}: {end}");
-            ensure!(site.log(name, "main")? == "begins\nends\n", "{name}");
+            let log = site.log(name, "main")?;
+            ensure!(log == "begins\nends\n", "{name}: {log:?}, {pod}");
             site.remove(name);
         }
         count += 4;
