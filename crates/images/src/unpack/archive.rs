@@ -13,9 +13,14 @@ use super::attributes::malformed;
 use super::sparse::Sparse;
 
 const BLOCK: u64 = 512;
-/// Most bytes of extensions for one member. The kernel's limits on names and attributes are far
-/// below; a map of a sparse file may be long.
-const LARGEST_EXTENSION: u64 = 4 << 20;
+/// Most bytes of one extension, as in Go's archive/tar. The kernel's limits on names and attributes
+/// are far below.
+const LARGEST_EXTENSION: u64 = 1 << 20;
+/// Most PAX records of one member. Each takes many times more memory than its least of five bytes;
+/// an extension of sparse maps, which have most, holds half as many.
+const MOST_RECORDS: usize = 1 << 16;
+/// Most numbers in the map of a sparse file of the old format.
+const MOST_NUMBERS: usize = 1 << 19;
 
 /// A PAX record: a key and what it is set to.
 pub(crate) type Record = (Vec<u8>, Vec<u8>);
@@ -69,9 +74,12 @@ impl<R: Read> Members<R> {
     }
 
     fn header(&mut self) -> io::Result<Option<Header>> {
-        let rest = self.unread + self.padding;
-        if io::copy(&mut self.archive.by_ref().take(rest), &mut io::sink())? < rest {
+        if self.skip(self.unread)? < self.unread {
             return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // umoci's archives end with the last member's data.
+        if self.skip(self.padding)? < self.padding {
+            return Ok(None);
         }
         (self.unread, self.padding) = (0, 0);
         let mut header = Header::new_old();
@@ -89,6 +97,11 @@ impl<R: Read> Members<R> {
             return Err(malformed("header checksum"));
         }
         Ok(Some(header))
+    }
+
+    /// Passes over `length` bytes; how many there were.
+    fn skip(&mut self, length: u64) -> io::Result<u64> {
+        io::copy(&mut self.archive.by_ref().take(length), &mut io::sink())
     }
 
     fn extension(&mut self, header: &Header) -> io::Result<Vec<u8>> {
@@ -148,7 +161,7 @@ impl<R: Read> Members<R> {
         while is_extended {
             let mut more = GnuExtSparseHeader::new();
             self.archive.read_exact(more.as_mut_bytes())?;
-            if add(more.sparse())? as u64 > LARGEST_EXTENSION / 8 {
+            if add(more.sparse())? > MOST_NUMBERS {
                 return Err(malformed("sparse map, too large"));
             }
             is_extended = more.is_extended();
@@ -201,6 +214,9 @@ fn records(mut content: &[u8]) -> io::Result<Vec<Record>> {
     // Some writers fill up with zeros.
     while content.first().is_some_and(|byte| *byte != 0) {
         let (one, rest) = split_record(content).ok_or_else(|| malformed("PAX record"))?;
+        if records.len() == MOST_RECORDS {
+            return Err(malformed("PAX extension, too many records"));
+        }
         records.push(one);
         content = rest;
     }
@@ -262,11 +278,68 @@ mod tests {
     }
 
     #[test]
+    fn extensions_are_held_to_their_size_and_their_number_of_records() {
+        let record = &b"6 a=b\n"[..];
+        let long = |size: usize| {
+            let value = size - "1000000 a=\n".len();
+            format!("{size} a={}\n", "x".repeat(value)).into_bytes()
+        };
+        for (content, is_read) in [
+            (long(1 << 20), true),
+            ([&long((1 << 20) - 1)[..], b"\0\0"].concat(), false),
+            (record.repeat(1 << 16), true),
+            (record.repeat((1 << 16) + 1), false),
+        ] {
+            let mut archive = Vec::new();
+            for (kind, content) in [(b'x', &content[..]), (b'0', b"")] {
+                let mut header = Header::new_ustar();
+                header.set_path("f").unwrap();
+                header.as_mut_bytes()[156] = kind;
+                header.set_size(content.len() as u64);
+                header.set_cksum();
+                archive.extend_from_slice(header.as_bytes());
+                archive.extend_from_slice(content);
+                archive.resize(archive.len().next_multiple_of(512), 0);
+            }
+            let read = Members::new(&archive[..]).next();
+            assert_eq!(read.is_ok(), is_read, "{} bytes", content.len());
+        }
+    }
+
+    #[test]
     fn the_last_record_counts_and_an_empty_one_takes_back() {
         let records = records(b"6 a=1\n6 a=2\n6 b=1\n5 b=\n").unwrap();
         assert_eq!(record(&records, b"a"), Some(&b"2"[..]));
         assert_eq!(record(&records, b"b"), None);
         assert_eq!(record(&records, b"c"), None);
+    }
+
+    #[test]
+    fn an_archive_may_end_with_its_last_members_data_and_nowhere_else() {
+        let mut header = Header::new_gnu();
+        header.set_path("file").unwrap();
+        header.set_size(5);
+        header.set_cksum();
+        let whole = [&header.as_bytes()[..], b"hello", &[0; 507]].concat();
+        for (length, is_whole) in [
+            (0, true),
+            (100, false),
+            (512, false),
+            (516, false),
+            (517, true),
+            (600, true),
+            (1024, true),
+        ] {
+            let mut members = Members::new(&whole[..length]);
+            let ended = loop {
+                match members.next() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break true,
+                    Err(_) => break false,
+                }
+            };
+            assert_eq!(ended, is_whole, "{length}");
+        }
     }
 
     proptest! {

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, fsetxattr, futimens, lsetxattr, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
+    chmod, chownat, fchmod, fchown, fsetxattr, fstat, futimens, openat, setxattr, utimensat,
 };
 use rustix::io::Errno;
 use tracing::debug;
@@ -70,29 +70,31 @@ impl Attributes {
         Ok(futimens(file, &only_modified(self.modified))?)
     }
 
-    /// Gives them to a place that cannot be opened: a link, a device, a FIFO.
-    pub(crate) fn apply_at(
-        &self,
-        directory: BorrowedFd<'_>,
-        name: &OsStr,
-        is_symlink: bool,
-    ) -> io::Result<()> {
+    /// Gives them to what cannot be opened for itself: a link, a device, a FIFO. It is looked up
+    /// once and never followed, not even if it is not what was put there.
+    pub(crate) fn apply_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = openat(directory, name, flags, Mode::empty())?;
+        let is_symlink = FileType::from_raw_mode(fstat(&place)?.st_mode).is_symlink();
         let (owner, group) = (Some(self.owner), Some(self.group));
-        chownat(directory, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        chownat(&place, "", owner, group, AtFlags::EMPTY_PATH)?;
+        // What else there is to set takes a path. This one leads to what `place` is, and no further.
+        let path = format!("/proc/self/fd/{}", place.as_raw_fd());
         if !is_symlink {
-            chmodat(directory, name, self.mode, AtFlags::empty())?;
+            chmod(&path, self.mode)?;
         }
-        // There is no fsetxattr for these; the path's last component is not followed.
-        let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
-        path.extend_from_slice(name.as_bytes());
         for (key, value) in &self.xattrs {
             let key = OsStr::from_bytes(key);
-            let set = lsetxattr(OsStr::from_bytes(&path), key, value, XattrFlags::empty());
-            tolerate(key, set)?;
+            tolerate(key, setxattr(&path, key, value, XattrFlags::empty()))?;
         }
-        let times = only_modified(self.modified);
-        Ok(utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(utimensat(CWD, &path, &only_modified(self.modified), AtFlags::empty())?)
     }
+}
+
+/// Whether a directory hides those of the layers below in overlayfs' own way.
+pub(crate) fn is_overlay_opaque(member: &Member) -> bool {
+    let names = [&b"SCHILY.xattr.trusted.overlay.opaque"[..], b"SCHILY.xattr.user.overlay.opaque"];
+    names.iter().any(|name| record(&member.records, name) == Some(&b"y"[..]))
 }
 
 /// Sets a directory's time, once nothing more changes in it.
@@ -164,6 +166,36 @@ pub(crate) fn malformed(what: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whether or not it can be there, a link is not followed.
+    #[test]
+    fn attributes_of_a_place_are_not_given_to_what_it_leads_to() {
+        use std::os::unix::fs::{MetadataExt, symlink};
+
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs_err::write(at("outside"), "").unwrap();
+        symlink(at("outside"), at("link")).unwrap();
+        let all = |stat: std::fs::Metadata| {
+            (stat.mode(), stat.uid(), stat.gid(), stat.mtime(), stat.ctime(), stat.ctime_nsec())
+        };
+        let before = all(fs_err::metadata(at("outside")).unwrap());
+        let attributes = Attributes {
+            owner: Uid::from_raw(1000),
+            group: Gid::from_raw(1001),
+            mode: Mode::from_raw_mode(0o4777),
+            modified: Timespec { tv_sec: 7, tv_nsec: 0 },
+            xattrs: vec![(b"security.note".to_vec(), b"x".to_vec())],
+        };
+        let parent = std::fs::File::open(directory.path()).unwrap();
+        attributes.apply_at(parent.as_fd(), OsStr::new("link")).unwrap();
+        assert_eq!(all(fs_err::metadata(at("outside")).unwrap()), before);
+        let link = fs_err::symlink_metadata(at("link")).unwrap();
+        assert_eq!((link.uid(), link.gid(), link.mtime()), (1000, 1001, 7));
+        let mut value = [0; 8];
+        assert_eq!(rustix::fs::lgetxattr(at("link"), "security.note", &mut value), Ok(1));
+        assert!(rustix::fs::getxattr(at("outside"), "security.note", &mut value).is_err());
+    }
 
     #[test]
     fn pax_times_are_read_to_the_nanosecond() {

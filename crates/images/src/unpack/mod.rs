@@ -6,8 +6,11 @@
 
 mod archive;
 mod attributes;
+mod limits;
 mod name;
+mod notes;
 mod root;
+mod single;
 mod sparse;
 mod usage;
 
@@ -15,10 +18,10 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Timespec, linkat, makedev, mknodat, open, openat,
-    symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, linkat, makedev, mknodat, open, openat, symlinkat,
 };
 use rustix::io::Errno;
 use tar::EntryType;
@@ -26,11 +29,14 @@ use tar::EntryType;
 use archive::{Member, Members};
 use attributes::{Attributes, malformed};
 use name::{Meaning, Outside};
-use root::{Former, Root, look, split};
+use root::{Former, Place, Root, look, split};
 
-pub(crate) use root::{is_whiteout, open_directory};
+pub use limits::Limits;
+pub(crate) use limits::TooLarge;
+pub(crate) use root::{Noted, is_whiteout, open_directory, remove_tree};
+pub(crate) use single::write_file;
 pub use usage::Usage;
-pub(crate) use usage::measure;
+pub(crate) use usage::{Measured, measure};
 
 /// Files are copied in pieces of this size.
 const PIECE: usize = 256 << 10;
@@ -42,6 +48,8 @@ pub(crate) enum UnpackError {
     Escapes(PathBuf),
     #[error("entry {entry:?}")]
     Entry { entry: PathBuf, source: io::Error },
+    #[error("entry {entry:?}")]
+    TooLarge { entry: PathBuf, source: TooLarge },
     #[error("archive")]
     Archive(#[source] io::Error),
     #[error("root directory")]
@@ -51,20 +59,26 @@ pub(crate) enum UnpackError {
 /// What is known of a layer once it is unpacked.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Unpacked {
-    /// Directories that the archive did not list, but that its entries needed, relative to the
-    /// root and sorted; empty is the root itself. Their owner and mode are lower layers' business.
-    pub(crate) invented: Vec<PathBuf>,
-    pub(crate) usage: Usage,
+    pub(crate) noted: Noted,
+    pub(crate) measured: Measured,
 }
 
 /// Unpacks `archive` (uncompressed) into the existing empty directory `into`. Reads to the
 /// archive's end mark, not to the stream's end.
-pub(crate) fn unpack(archive: impl Read, into: &Path) -> Result<Unpacked, UnpackError> {
+pub(crate) fn unpack(
+    archive: impl Read,
+    into: &Path,
+    limits: Limits,
+) -> Result<Unpacked, UnpackError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = open(into, flags, Mode::empty()).map_err(|error| UnpackError::Root(error.into()))?;
     let top = fd.try_clone().map_err(UnpackError::Root)?;
-    let mut unpacker =
-        Unpacker { root: Root::new(fd), directories: Vec::new(), buffer: vec![0; PIECE] };
+    let mut unpacker = Unpacker {
+        root: Root::new(fd, limits).map_err(UnpackError::Root)?,
+        buffer: vec![0; PIECE],
+        limits,
+        entries: 0,
+    };
     let mut members = Members::new(archive);
     while let Some(member) = members.next().map_err(UnpackError::Archive)? {
         unpacker.member(member, &mut members)?;
@@ -74,15 +88,18 @@ pub(crate) fn unpack(archive: impl Read, into: &Path) -> Result<Unpacked, Unpack
 
 struct Unpacker {
     root: Root,
-    /// Listed directories and their times, which what is put into them would change.
-    directories: Vec<(PathBuf, Timespec)>,
     buffer: Vec<u8>,
+    limits: Limits,
+    entries: u64,
 }
 
 impl Unpacker {
     fn member(&mut self, member: Member, data: &mut impl Read) -> Result<(), UnpackError> {
         let shown = || PathBuf::from(String::from_utf8_lossy(&member.name).into_owned());
         let path = name::clean(&member.name).map_err(|Outside| UnpackError::Escapes(shown()))?;
+        self.entries += 1;
+        let within = self.limits.check_path(&path).and(self.limits.check_entries(self.entries));
+        within.map_err(|source| UnpackError::TooLarge { entry: path.clone(), source })?;
         let done = match name::meaning(&path) {
             Meaning::Entry => self.place(member, &path, data),
             Meaning::Whiteout(hidden) => {
@@ -95,7 +112,10 @@ impl Unpacker {
         };
         done.map_err(|failure| match failure {
             Failure::Outside => UnpackError::Escapes(path),
-            Failure::Io(source) => UnpackError::Entry { entry: path, source },
+            Failure::Io(source) => match TooLarge::within(&source).cloned() {
+                Some(source) => UnpackError::TooLarge { entry: path, source },
+                None => UnpackError::Entry { entry: path, source },
+            },
         })
     }
 
@@ -119,9 +139,11 @@ impl Unpacker {
 
     fn directory(&mut self, member: &Member, path: &Path) -> io::Result<()> {
         let attributes = Attributes::of(member)?;
-        let directory = self.root.listed_directory(path)?;
+        let directory = self.root.listed_directory(path, attributes.modified)?;
         attributes.apply(directory.as_fd())?;
-        self.directories.push((path.to_owned(), attributes.modified));
+        if attributes::is_overlay_opaque(member) {
+            self.root.opaque(path)?;
+        }
         Ok(())
     }
 
@@ -129,7 +151,7 @@ impl Unpacker {
         let attributes = Attributes::of(&member)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = self.make(path, |directory, name| {
+        let (_, file) = self.make(path, |directory, name| {
             openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
         })?;
         let file = File::from(file);
@@ -156,9 +178,9 @@ impl Unpacker {
     fn symlink(&mut self, member: &Member, path: &Path) -> io::Result<()> {
         let attributes = Attributes::of(member)?;
         let target = member.link.as_slice();
-        self.make(path, |directory, name| symlinkat(target, directory, name))?;
-        let (parent, name) = split(path)?;
-        attributes.apply_at(self.root.directory(parent)?.as_fd(), name, true)
+        let (directory, ()) =
+            self.make(path, |directory, name| symlinkat(target, directory, name))?;
+        attributes.apply_at(directory.as_fd(), split(path)?.1)
     }
 
     fn node(&mut self, member: &Member, path: &Path, kind: FileType) -> io::Result<()> {
@@ -171,68 +193,66 @@ impl Unpacker {
                 header.device_minor()?.unwrap_or_default(),
             ),
         };
-        self.make(path, |directory, name| {
+        // What overlayfs itself hides things by: layers that are copies of its upper directories
+        // have that in the place of `.wh.`.
+        if kind.is_char_device() && device == 0 {
+            return self.root.whiteout(path);
+        }
+        let (directory, ()) = self.make(path, |directory, name| {
             mknodat(directory, name, kind, Mode::RUSR | Mode::WUSR, device)
         })?;
-        let (parent, name) = split(path)?;
-        attributes.apply_at(self.root.directory(parent)?.as_fd(), name, false)
+        attributes.apply_at(directory.as_fd(), split(path)?.1)
     }
 
     fn link(&mut self, member: &Member, path: &Path) -> Result<(), Failure> {
         let target = name::clean(&member.link).map_err(|Outside| Failure::Outside)?;
         let (target_parent, target_name) = split(&target)?;
         // Not `directory`: what is not there shall not be made for it.
-        let from = match target_parent.as_os_str().is_empty() {
-            true => self.root.directory(target_parent)?,
-            false => self.root.open(target_parent).map_err(io::Error::from)?.into(),
-        };
+        let from = self.root.open(target_parent).map_err(io::Error::from)?;
         let (parent, name) = split(path)?;
         let existing = look(&*self.root.directory(parent)?, name)?;
-        if let (Some(existing), Some(linked)) = (existing, look(&from, target_name)?)
+        let linked = look(&from, target_name)?;
+        // Overlayfs has one inode for many whiteouts, so tar sees links.
+        if linked.as_ref().is_some_and(is_whiteout) {
+            return Ok(self.root.whiteout(path)?);
+        }
+        if let (Some(existing), Some(linked)) = (existing, linked)
             && (existing.st_dev, existing.st_ino) == (linked.st_dev, linked.st_ino)
         {
             return Ok(());
         }
         // Without AT_SYMLINK_FOLLOW a link to a symlink is that symlink, as in the archive.
-        Ok(self.make(path, |directory, name| {
-            linkat(&*from, target_name, directory, name, AtFlags::empty())
-        })?)
+        self.make(path, |directory, name| {
+            linkat(&from, target_name, directory, name, AtFlags::empty())
+        })?;
+        Ok(())
     }
 
-    /// Makes something at `path`; what is there already makes way.
+    /// Makes something at `path`; what is there already makes way. Tells in which directory, for
+    /// whatever else is to be done there: what made way may have been part of the path.
     fn make<T>(
         &mut self,
         path: &Path,
         make: impl Fn(&OwnedFd, &std::ffi::OsStr) -> Result<T, Errno>,
-    ) -> io::Result<T> {
+    ) -> io::Result<(Rc<Place>, T)> {
         let (parent, name) = split(path)?;
         let directory = self.root.directory(parent)?;
-        match make(&directory, name) {
+        let made = match make(&directory.fd, name) {
             Err(Errno::EXIST) => {
-                let former = self.root.clear(&directory, path)?;
+                let former = self.root.clear(&directory, name)?;
                 debug_assert_ne!(former, Former::Nothing);
-                Ok(make(&directory, name)?)
+                make(&directory.fd, name)?
             }
-            made => Ok(made?),
-        }
+            made => made?,
+        };
+        Ok((directory, made))
     }
 
     fn finish(self, top: &OwnedFd) -> Result<Unpacked, UnpackError> {
-        for (path, modified) in &self.directories {
-            let set = if path.as_os_str().is_empty() {
-                attributes::set_modified(top, *modified)
-            } else {
-                match self.root.open(path) {
-                    Ok(directory) => attributes::set_modified(directory, *modified),
-                    // A later entry took its place.
-                    Err(_) => Ok(()),
-                }
-            };
-            set.map_err(|source| UnpackError::Entry { entry: path.clone(), source })?;
-        }
-        let invented = self.root.finish().map_err(UnpackError::Root)?;
-        let usage = measure(top.as_fd()).map_err(UnpackError::Root)?;
-        Ok(Unpacked { invented, usage })
+        let noted = self.root.finish().map_err(UnpackError::Root)?;
+        // Links lead to deeper places than paths tell.
+        let measured = measure(top.as_fd(), &self.limits).map_err(UnpackError::Root)?;
+        Ok(Unpacked { noted, measured })
     }
 }
 

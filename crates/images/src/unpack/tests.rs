@@ -25,6 +25,8 @@ impl Archiver {
         header.set_uid(1000);
         header.set_gid(1001);
         header.set_mtime(1_600_000_000);
+        header.set_device_major(0).unwrap();
+        header.set_device_minor(0).unwrap();
         let old = header.as_old_mut();
         old.name[..name.len()].copy_from_slice(name.as_bytes());
         old.linkname[..link.len()].copy_from_slice(link.as_bytes());
@@ -43,6 +45,15 @@ impl Archiver {
 
     fn symlink(self, name: &str, target: &str) -> Self {
         self.entry(EntryType::Symlink, name, target, b"")
+    }
+
+    /// Its target is longer than a header can hold.
+    fn long_symlink(mut self, name: &str, target: &str) -> Self {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(EntryType::Symlink);
+        header.set_size(0);
+        self.0.append_link(&mut header, name, target).unwrap();
+        self
     }
 
     fn link(self, name: &str, target: &str) -> Self {
@@ -67,7 +78,7 @@ fn unpack_bytes(archive: &[u8]) -> (tempfile::TempDir, Result<Unpacked, UnpackEr
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root");
     fs_err::create_dir(&root).unwrap();
-    let unpacked = unpack(archive, &root);
+    let unpacked = unpack(archive, &root, Limits::default());
     (directory, unpacked)
 }
 
@@ -165,7 +176,7 @@ fn no_entry_gets_out_of_the_root() {
         fs_err::create_dir(&outside).unwrap();
         fs_err::write(outside.join("kept"), "kept").unwrap();
         let before = (describe(&outside), tree(&outside));
-        let unpacked = unpack(&archive.bytes()[..], &root);
+        let unpacked = unpack(&archive.bytes()[..], &root, Limits::default());
         if is_refused {
             assert!(matches!(unpacked, Err(UnpackError::Escapes(_))), "{what}: {unpacked:?}");
         }
@@ -173,6 +184,25 @@ fn no_entry_gets_out_of_the_root() {
         assert_eq!(fs_err::read_dir(directory.path()).unwrap().count(), 2, "{what}");
         assert!(!Path::new("/evil").exists(), "{what}");
     }
+}
+
+/// While `e/d/n` is a directory, `s` is `e/d`. The FIFO takes that place: then `s` leads nowhere,
+/// and read as text it would be `d`.
+#[test]
+fn attributes_go_to_what_was_made_wherever_the_path_leads_afterwards() {
+    let (home, outside) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    let before = describe(outside.path());
+    let archive =
+        ["e", "e/f", "e/d", "e/d/n", "d"].into_iter().fold(Archiver::new(), |a, d| a.directory(d));
+    let archive = archive
+        .symlink("k", "e/f")
+        .symlink("s", "k/../d/n/..")
+        .symlink("d/n", outside.path().to_str().unwrap())
+        .entry(EntryType::Fifo, "s/n", "", b"");
+    unpack(&archive.bytes()[..], home.path(), Limits::default()).unwrap();
+    assert_eq!(describe(outside.path()), before);
+    let made = fs_err::symlink_metadata(home.path().join("e/d/n")).unwrap();
+    assert_eq!((made.mode(), made.uid(), made.mtime()), (0o010_640, 1000, 1_600_000_000));
 }
 
 #[test]
@@ -212,6 +242,53 @@ fn whiteouts_and_opaque_directories_are_what_overlayfs_wants() {
     }
 }
 
+/// As tar packs an upper directory of overlayfs: see "whiteouts and opaque directories" in the kernel's
+/// documentation.
+#[test]
+fn whiteouts_in_the_way_of_overlayfs_count_like_others() {
+    let device = |archive: Archiver, name| archive.entry(EntryType::Char, name, "", b"");
+    let opaque = |name: &str| Archiver::new().pax(&[(name, b"y")]);
+    for (what, archive, opaque, whiteouts, whiteouts_in) in [
+        ("alone", device(Archiver::new(), "gone"), &[][..], &["gone"][..], &[""][..]),
+        (
+            "a link to another",
+            device(Archiver::new().directory("d"), "d/gone").link("d/too", "d/gone"),
+            &[],
+            &["d/gone", "d/too"],
+            &["d"],
+        ),
+        ("over a directory", device(Archiver::new().file("d/f", "x"), "d"), &["d"], &[], &[]),
+        ("under a file", device(Archiver::new(), "f").file("f", "x"), &[], &[], &[]),
+        (
+            "in an opaque directory",
+            device(opaque("SCHILY.xattr.trusted.overlay.opaque").directory("d"), "d/gone"),
+            &["d"],
+            &[],
+            &[],
+        ),
+        (
+            "an opaque directory for users",
+            opaque("SCHILY.xattr.user.overlay.opaque").directory("d"),
+            &["d"],
+            &[],
+            &[],
+        ),
+        ("not opaque", opaque("SCHILY.xattr.user.opaque").directory("d"), &[], &[], &[]),
+    ] {
+        let (directory, unpacked) = archive.unpack();
+        let noted = unpacked.unwrap().noted.whiteouts_in;
+        assert_eq!(noted, whiteouts_in.iter().map(PathBuf::from).collect::<Vec<_>>(), "{what}");
+        let root = directory.path().join("root");
+        let all: Vec<_> = tree(&root).into_keys().map(|path| root.join(path)).collect();
+        let those = |are: fn(&Path) -> bool| -> Vec<_> {
+            let found = all.iter().filter(|path| are(path));
+            found.map(|path| path.strip_prefix(&root).unwrap().to_str().unwrap()).collect()
+        };
+        assert_eq!(those(is_opaque), opaque, "{what}");
+        assert_eq!(those(is_whited_out), whiteouts, "{what}");
+    }
+}
+
 #[test]
 fn directories_that_the_archive_does_not_list_are_told() {
     for (archive, invented) in [
@@ -224,7 +301,46 @@ fn directories_that_the_archive_does_not_list_are_told() {
     ] {
         let (_directory, unpacked) = archive.unpack();
         let paths: Vec<_> = invented.iter().map(PathBuf::from).collect();
-        assert_eq!(unpacked.unwrap().invented, paths);
+        assert_eq!(unpacked.unwrap().noted.invented, paths);
+    }
+}
+
+#[test]
+fn what_links_lead_to_is_made_where_the_kernel_would_look_for_it() {
+    for (links, made) in [
+        (&[("s", "t")][..], "t"),
+        (&[("s", "/../t")], "t"),
+        (&[("s", "e/f/../t")], "e/t"),
+        (&[("k", "e/f"), ("s", "k/../t")], "e/t"),
+        (&[("k", "/e/f"), ("s", "k/../../../t/./u/")], "t/u"),
+        (&[("e/k", "f/g"), ("s", "e/k/../t")], "e/f/t"),
+    ] {
+        let archive = Archiver::new().directory("e/f/g");
+        let archive = links.iter().fold(archive, |archive, (name, to)| archive.symlink(name, to));
+        let (directory, unpacked) = archive.file("s/x", "").file("s/y/z", "").unpack();
+        let invented = unpacked.unwrap().noted.invented;
+        assert!(invented.contains(&made.into()), "{links:?}: {invented:?}");
+        assert!(invented.contains(&Path::new(made).join("y")), "{links:?}: {invented:?}");
+        let file = directory.path().join("root").join(made).join("x");
+        assert!(file.symlink_metadata().is_ok(), "{links:?}");
+    }
+    let (_directory, unpacked) = Archiver::new().symlink("l", "l").file("l/x", "").unpack();
+    assert!(matches!(unpacked, Err(UnpackError::Entry { .. })), "{unpacked:?}");
+}
+
+#[test]
+fn links_that_lead_too_far_are_refused() {
+    let far = (0..40).fold(Archiver::new(), |archive, n| {
+        archive.long_symlink(&format!("L{n}"), &format!("/L{}{}", n + 1, "/a".repeat(2000)))
+    });
+    let long = Archiver::new().long_symlink("L0", &"a/../".repeat(500));
+    let deep = Archiver::new().directory("d").symlink("d/L", &"d/".repeat(40));
+    let deep = deep.symlink("L0", &format!("d/L{}", "/e".repeat(10)));
+    let deep = deep.symlink("L1", &format!("L0{}", "/e".repeat(45)));
+    let deep = deep.symlink("L2", &format!("L1{}", "/e".repeat(45)));
+    for (archive, link) in [(far, "L0"), (long, "L0"), (deep, "L2")] {
+        let (_directory, unpacked) = archive.file(&format!("{link}/x"), "").unpack();
+        assert!(matches!(unpacked, Err(UnpackError::TooLarge { .. })), "{unpacked:?}");
     }
 }
 
@@ -251,11 +367,16 @@ fn later_entries_replace_earlier_ones_of_any_kind() {
     }
 }
 
+/// `cap_net_bind_service=ep`, as the kernel writes it (VFS_CAP_REVISION_2).
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Of a file that is not root's: a change of the owner takes capabilities and set-uid bits away.
 #[test]
-fn extended_attributes_set_uid_bits_and_fine_times_survive() {
+fn extended_attributes_capabilities_set_uid_bits_and_fine_times_survive() {
     let mut archive = Archiver::new().pax(&[
         ("SCHILY.xattr.user.note", b"\x00\xff\n=bytes"),
         ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+        ("SCHILY.xattr.security.capability", &CAPABILITY),
         ("mtime", b"1600000000.123456789"),
     ]);
     let mut header = tar::Header::new_ustar();
@@ -276,6 +397,9 @@ fn extended_attributes_set_uid_bits_and_fine_times_survive() {
     let mut value = [0; 16];
     let length = lgetxattr(&path, "user.note", &mut value).unwrap();
     assert_eq!(&value[..length], b"\x00\xff\n=bytes");
+    let mut value = [0; 32];
+    let length = lgetxattr(&path, "security.capability", &mut value).unwrap();
+    assert_eq!(value[..length], CAPABILITY);
     assert!(lgetxattr(&path, "trusted.overlay.redirect", &mut value).is_err());
 }
 
@@ -363,14 +487,63 @@ fn what_gnu_tar_packs_is_unpacked_as_gnu_tar_does() {
             let mut unpack_theirs = tar(&["-x", "-p", "--numeric-owner", "--same-owner"], &theirs);
             assert!(unpack_theirs.status().unwrap().success());
 
-            let unpacked = unpack(File::open(&archive).unwrap(), &ours).unwrap();
+            let unpacked = unpack(File::open(&archive).unwrap(), &ours, Limits::default()).unwrap();
             assert_eq!(tree(&ours), tree(&theirs), "seed {seed}, {format}");
             assert_eq!(describe(&ours), describe(&theirs), "seed {seed}, {format}");
-            assert_eq!(unpacked.invented, Vec::<PathBuf>::new());
+            assert_eq!(unpacked.noted.invented, Vec::<PathBuf>::new());
             if sparse == "--sparse" {
-                assert!(unpacked.usage.bytes < 8 << 20, "holes stay holes: {:?}", unpacked.usage);
+                assert!(
+                    unpacked.measured.usage.bytes < 8 << 20,
+                    "holes stay holes: {:?}",
+                    unpacked.measured.usage
+                );
             }
         }
+    }
+}
+
+#[test]
+fn what_is_remembered_is_bounded_and_repeats_take_no_room() {
+    type Case = (&'static str, fn(Archiver, u32) -> Archiver, bool);
+    let cases: [Case; 7] = [
+        ("listed", |archive, n| archive.directory(&format!("{n}")), true),
+        ("invented", |archive, n| archive.file(&format!("{n}/f"), ""), true),
+        ("whiteouts", |archive, n| archive.file(&format!(".wh.{n}"), ""), true),
+        ("opaque", |archive, n| archive.file(&format!("{n}/.wh..wh..opq"), ""), true),
+        ("listed again", |archive, _| archive.directory("d"), false),
+        ("made again", |archive, _| archive.directory("d").file("d", ""), false),
+        ("files", |archive, n| archive.file(&format!("{n}"), ""), false),
+    ];
+    for (what, add, is_refused) in cases {
+        let limits = Limits { noted: 5000, ..Limits::default() };
+        let directory = tempfile::tempdir().unwrap();
+        let archive = (0..100).fold(Archiver::new(), add);
+        match unpack(&archive.bytes()[..], directory.path(), limits) {
+            Err(UnpackError::TooLarge { source, .. }) => {
+                assert!(
+                    is_refused && source.to_string().contains("5000 bytes"),
+                    "{what}: {source}"
+                );
+            }
+            unpacked => assert!(!is_refused && unpacked.is_ok(), "{what}: {unpacked:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_listed_directory_has_its_time_whatever_happens_in_it() {
+    let archive = Archiver::new()
+        .directory("d")
+        .symlink("l", "d")
+        .directory("l/e")
+        .file("d/.wh.gone", "")
+        .file("l/e/.wh.gone", "")
+        .file("d/.wh..wh..opq", "");
+    let (directory, unpacked) = archive.unpack();
+    assert_eq!(unpacked.unwrap().noted.invented, [PathBuf::new()]);
+    for path in ["d", "d/e"] {
+        let listed = fs_err::metadata(directory.path().join("root").join(path)).unwrap();
+        assert_eq!(listed.mtime(), 1_600_000_000, "{path}");
     }
 }
 
@@ -396,8 +569,33 @@ proptest! {
         let archive = entries.iter().fold(Archiver::new(), |archive, (kind, name, link)| {
             archive.entry(*kind, name, link, b"")
         });
-        let _ = unpack(&archive.bytes()[..], &root);
+        let _ = unpack(&archive.bytes()[..], &root, Limits::default());
         let left: Vec<_> = fs_err::read_dir(directory.path()).unwrap().collect();
         prop_assert_eq!(left.len(), 1);
     }
+}
+
+#[test]
+fn what_is_beyond_a_limit_is_refused_by_name() {
+    let limits = Limits { bytes: 1 << 20, entries: 3, depth: 4, ..Limits::default() };
+    let refusal = |archive: Archiver| {
+        let directory = tempfile::tempdir().unwrap();
+        let refused = unpack(&archive.bytes()[..], directory.path(), limits).unwrap_err();
+        match refused {
+            UnpackError::TooLarge { source, .. } => source,
+            UnpackError::Root(error) => TooLarge::within(&error).unwrap().clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let many = (0..4).fold(Archiver::new(), |many, n| many.file(&n.to_string(), ""));
+    assert!(refusal(many).to_string().contains("3 entries"));
+    let deep = Archiver::new().file("1/2/3/4/5", "");
+    assert!(refusal(deep).to_string().contains("4 directories"));
+    // Each path is short, what they make is deep.
+    let deep =
+        Archiver::new().directory("1/2/3/4").symlink("link", "1/2/3/4").directory("link/5/6");
+    assert!(refusal(deep).to_string().contains("4 directories"));
+    let within = Archiver::new().directory("1/2/3/4").symlink("link", "1/2/3");
+    let directory = tempfile::tempdir().unwrap();
+    unpack(&within.bytes()[..], directory.path(), limits).unwrap();
 }
