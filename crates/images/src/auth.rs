@@ -1,5 +1,7 @@
 //! Credentials: the caller's, and the node's own from `auth.json`.
 
+mod helper;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -26,6 +28,10 @@ pub enum Credentials {
     Bearer {
         token: String,
     },
+    /// A token that buys others, by the OAuth2 flow.
+    Identity {
+        token: String,
+    },
 }
 
 impl fmt::Debug for Credentials {
@@ -34,6 +40,7 @@ impl fmt::Debug for Credentials {
             Self::Anonymous => "Anonymous",
             Self::Basic { .. } => "Basic(..)",
             Self::Bearer { .. } => "Bearer(..)",
+            Self::Identity { .. } => "Identity(..)",
         })
     }
 }
@@ -50,14 +57,14 @@ pub struct AuthFields<'a> {
 }
 
 impl Credentials {
-    /// Chooses as the kubelet's other runtimes do: a registry token, then user and password,
-    /// then `auth`.
+    /// Chooses as the kubelet's other runtimes do: a registry token, then an identity token, then
+    /// user and password, then `auth`.
     pub fn from_fields(fields: AuthFields<'_>) -> Result<Self, Error> {
         if !fields.registry_token.is_empty() {
             return Ok(Self::Bearer { token: fields.registry_token.to_owned() });
         }
         if !fields.identity_token.is_empty() {
-            return Err(Error::Credentials { reason: "identity tokens are not supported" });
+            return Ok(Self::Identity { token: fields.identity_token.to_owned() });
         }
         if !fields.username.is_empty() {
             let (username, password) = (fields.username.to_owned(), fields.password.to_owned());
@@ -79,16 +86,31 @@ fn decode(auth: &str) -> Result<Credentials, &'static str> {
     Ok(Credentials::Basic { username: username.to_owned(), password: password.to_owned() })
 }
 
-/// The node's `auth.json` (containers-auth.json(5)), by registry or repository.
+/// The node's `auth.json` (containers-auth.json(5)): by registry or repository, or the names of
+/// programs that know.
 #[derive(Clone, Default)]
 pub struct NodeCredentials {
     entries: Arc<BTreeMap<String, Credentials>>,
+    /// By registry.
+    helpers: Arc<BTreeMap<String, String>>,
+    /// Knows all the others.
+    store: Option<Arc<str>>,
+    /// What `registries.conf` has asked in turn; empty: the file alone.
+    order: Arc<[String]>,
 }
 
+/// The file among the helpers of `registries.conf`.
+const AUTH_FILE: &str = "containers-auth.json";
+
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct File {
     #[serde(default)]
     auths: BTreeMap<String, Entry>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+    #[serde(default)]
+    creds_store: String,
 }
 
 #[derive(Deserialize)]
@@ -145,11 +167,60 @@ impl NodeCredentials {
             })?;
             entries.insert(key(&name).to_owned(), credentials);
         }
-        Ok(Self { entries: Arc::new(entries) })
+        let named = file.cred_helpers.values().chain([&file.creds_store]);
+        if let Some(path) = named.into_iter().find(|name| !is_helper(name)) {
+            let reason = format!("{path:?} is not the name of a credential helper");
+            return Err(wrong(1, "credHelpers", reason));
+        }
+        let store = (!file.creds_store.is_empty()).then(|| file.creds_store.into());
+        let helpers = file.cred_helpers.into_iter();
+        let helpers = helpers.map(|(name, helper)| (key(&name).to_owned(), helper)).collect();
+        let (entries, helpers) = (Arc::new(entries), Arc::new(helpers));
+        Ok(Self { entries, helpers, store, order: Arc::default() })
     }
 
-    /// The credentials for a repository at a host: the longest entry that contains it.
-    pub(crate) fn find(&self, host: &str, repository: &str) -> Credentials {
+    /// Asks `helpers` in turn, among which `containers-auth.json` stands for the file; none of them:
+    /// the file alone.
+    #[must_use]
+    pub fn with_helpers(mut self, helpers: &[String]) -> Self {
+        self.order = helpers.into();
+        self
+    }
+
+    /// The credentials for a repository at a host, from the first who knows some. That another has
+    /// failed counts only if nobody does.
+    async fn of(&self, host: &str, repository: &str) -> Result<Credentials, Error> {
+        if self.order.is_empty() {
+            return self.of_file(host, repository).await;
+        }
+        let mut answer = Ok(Credentials::Anonymous);
+        for helper in &*self.order {
+            let found = match helper.as_str() {
+                AUTH_FILE => self.of_file(host, repository).await,
+                helper => helper::ask(helper, host).await,
+            };
+            match found {
+                Ok(Credentials::Anonymous) => {}
+                Ok(found) => return Ok(found),
+                Err(error) => answer = Err(error),
+            }
+        }
+        answer
+    }
+
+    /// The credentials for a repository at a host by the file: its helper's, the longest entry's that contains
+    /// it, or the store's.
+    async fn of_file(&self, host: &str, repository: &str) -> Result<Credentials, Error> {
+        if let Some(helper) = self.helpers.get(host) {
+            return helper::ask(helper, host).await;
+        }
+        match (self.find(host, repository), &self.store) {
+            (Credentials::Anonymous, Some(store)) => helper::ask(store, host).await,
+            (found, _) => Ok(found),
+        }
+    }
+
+    fn find(&self, host: &str, repository: &str) -> Credentials {
         let full = format!("{host}/{repository}");
         let mut name = full.as_str();
         loop {
@@ -164,6 +235,11 @@ impl NodeCredentials {
     }
 }
 
+/// A name, not a path: what is run is `docker-credential-NAME`.
+pub(crate) fn is_helper(name: &str) -> bool {
+    !name.contains(['/', '\0'])
+}
+
 /// Old Docker files have URLs for keys, above all `https://index.docker.io/v1/`.
 fn key(name: &str) -> &str {
     let scheme = ["https://", "http://"].iter().find_map(|scheme| name.strip_prefix(scheme));
@@ -175,20 +251,25 @@ fn key(name: &str) -> &str {
 }
 
 /// Which credentials go to `host` for `reference`. The caller's are for the registry that the
-/// reference names: a mirror must not learn them. The node's are used only if the caller has none.
-pub(crate) fn for_endpoint(
+/// reference names: a mirror must not learn them. The node's go there only if the caller has none;
+/// to any other host they are the only ones.
+pub(crate) async fn for_endpoint(
     caller: &Credentials,
     node: &NodeCredentials,
     reference: &Reference,
     host: &str,
     repository: &str,
-) -> Credentials {
+) -> Result<Credentials, Error> {
     match caller {
-        Credentials::Anonymous => node.find(host, repository),
-        Credentials::Basic { .. } | Credentials::Bearer { .. } if host == reference.domain() => {
-            caller.clone()
+        Credentials::Basic { .. } | Credentials::Bearer { .. } | Credentials::Identity { .. }
+            if host == reference.domain() =>
+        {
+            Ok(caller.clone())
         }
-        Credentials::Basic { .. } | Credentials::Bearer { .. } => Credentials::Anonymous,
+        Credentials::Anonymous
+        | Credentials::Basic { .. }
+        | Credentials::Bearer { .. }
+        | Credentials::Identity { .. } => node.of(host, repository).await,
     }
 }
 
@@ -213,7 +294,10 @@ mod tests {
             (AuthFields { registry_token: "t", username: "u", ..none }, Some(token)),
             (AuthFields { auth: "%", ..none }, None),
             (AuthFields { auth: "dXA=", ..none }, None),
-            (AuthFields { identity_token: "i", ..none }, None),
+            (
+                AuthFields { identity_token: "i", username: "u", ..none },
+                Some(Credentials::Identity { token: "i".to_owned() }),
+            ),
         ] {
             assert_eq!(Credentials::from_fields(fields).ok(), expected);
         }
@@ -260,8 +344,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_callers_credentials_go_to_the_registry_that_it_named_and_nowhere_else() {
+    #[tokio::test]
+    async fn a_callers_credentials_go_to_the_registry_that_it_named_and_nowhere_else() {
         let reference = Reference::parse("r.example/a", None).unwrap();
         let node = NodeCredentials::parse(
             Path::new("a"),
@@ -270,12 +354,24 @@ mod tests {
         .unwrap();
         for (caller, host, expected) in [
             (basic("u", "p"), "r.example", basic("u", "p")),
-            (basic("u", "p"), "m.example", Credentials::Anonymous),
+            (basic("u", "p"), "m.example", basic("m", "p")),
+            (basic("u", "p"), "x.example", Credentials::Anonymous),
             (Credentials::Anonymous, "m.example", basic("m", "p")),
             (Credentials::Anonymous, "r.example", basic("r", "p")),
             (Credentials::Anonymous, "x.example", Credentials::Anonymous),
         ] {
-            assert_eq!(for_endpoint(&caller, &node, &reference, host, "a"), expected, "{host}");
+            let shown = for_endpoint(&caller, &node, &reference, host, "a").await.unwrap();
+            assert_eq!(shown, expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_helper_is_a_name_and_never_a_path() {
+        for text in
+            [r#"{"credHelpers": {"r.example": "../../bin/sh"}}"#, r#"{"credsStore": "/bin/sh"}"#]
+        {
+            let error = NodeCredentials::parse(Path::new("a"), text).unwrap_err();
+            assert!(matches!(error, Error::Config { .. }), "{error:?}");
         }
     }
 }

@@ -95,7 +95,8 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// An image's identity: the digest of its config, the same from whichever registry it came.
+/// An image's identity: the digest of its config, the same from whichever registry it came; of an
+/// artifact, the digest of its manifest.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(transparent)]
 pub struct ImageId(Digest);

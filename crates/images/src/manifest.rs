@@ -1,9 +1,11 @@
 //! Manifests, indexes and image configs as registries serve them: parsed, checked, and made into
-//! what a pull needs. Pure.
+//! what a pull needs. Pure. What becomes of artifacts is in `artifact`.
 
 use oci_spec::image::ImageConfiguration;
 use serde::Deserialize;
 
+use crate::artifact;
+use crate::blob::{Content, Descriptor, LayerBlob, Refusal, is_archive};
 use crate::digest::Digest;
 use crate::platform::{Platform, choose};
 
@@ -31,35 +33,13 @@ const CONFIGS: &[&str] = &[
     "",
 ];
 
-/// Layer media types that are archives kept by the registry. The compression is told by the bytes
-/// themselves: media types lie about it, digests do not.
-const LAYERS: &[&str] = &[
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd",
-];
-
-/// A blob by digest and size.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Descriptor {
-    #[serde(default)]
-    pub(crate) media_type: String,
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    platform: Option<Platform>,
-    #[serde(default)]
-    urls: Option<Vec<String>>,
-}
-
 /// What a registry answers when asked for a manifest.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Manifest {
     /// One image.
     Image(ImageManifest),
+    /// Files that nobody runs.
+    Artifact(ArtifactManifest),
     /// The same image for several platforms: the entry that fits.
     Index(Descriptor),
 }
@@ -71,24 +51,10 @@ pub(crate) struct ImageManifest {
     pub(crate) layers: Vec<Descriptor>,
 }
 
-/// A layer of an image: the archive to fetch, and what it must be when unpacked.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct LayerBlob {
-    pub(crate) diff_id: Digest,
-    pub(crate) blob: Descriptor,
-}
-
-/// Why a manifest or config cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
-    #[error("malformed")]
-    Malformed(#[from] serde_json::Error),
-    #[error("{0}")]
-    Inconsistent(String),
-    #[error("{0}")]
-    Unsupported(String),
-    #[error("{0} distinct layers")]
-    TooManyLayers(usize),
+#[derive(Debug, PartialEq)]
+pub(crate) struct ArtifactManifest {
+    /// Bottom first.
+    pub(crate) blobs: Vec<Descriptor>,
 }
 
 #[derive(Deserialize)]
@@ -96,6 +62,7 @@ pub(crate) enum Refusal {
 struct Raw {
     #[serde(default)]
     schema_version: u32,
+    artifact_type: Option<String>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
@@ -111,6 +78,9 @@ impl Manifest {
         }
         match (raw.config, raw.layers, raw.manifests) {
             (Some(config), Some(layers), None) => {
+                if is_artifact(raw.artifact_type.as_deref(), &config, &layers) {
+                    return ArtifactManifest { blobs: layers }.checked().map(Self::Artifact);
+                }
                 ImageManifest { config, layers }.checked().map(Self::Image)
             }
             (None, None, Some(entries)) => {
@@ -134,21 +104,13 @@ impl Manifest {
 
 impl ImageManifest {
     fn checked(self) -> Result<Self, Refusal> {
-        if !CONFIGS.contains(&self.config.media_type.as_str()) {
-            let media_type = &self.config.media_type;
-            return Err(Refusal::Unsupported(format!("config of media type {media_type}")));
-        }
         if self.config.size > LARGEST_CONFIG_BYTES {
             return Err(Refusal::Unsupported(format!("config of {} bytes", self.config.size)));
         }
         for layer in &self.layers {
-            let media_type = layer.media_type.as_str();
-            let elsewhere = layer.urls.as_ref().is_some_and(|urls| !urls.is_empty());
-            if elsewhere || media_type.contains("foreign") || media_type.contains("nondistrib") {
-                let reason = format!("foreign layer {} ({media_type})", layer.digest);
-                return Err(Refusal::Unsupported(reason));
-            }
-            if !LAYERS.contains(&media_type) {
+            check_is_kept(layer)?;
+            if !is_archive(&layer.media_type) {
+                let media_type = &layer.media_type;
                 return Err(Refusal::Unsupported(format!("layer of media type {media_type}")));
             }
         }
@@ -168,14 +130,53 @@ impl ImageManifest {
         for (diff_id, blob) in diff_ids.iter().zip(&self.layers) {
             let diff_id =
                 diff_id.parse().map_err(|_| Refusal::Inconsistent(format!("diff id {diff_id}")))?;
-            layers.push(LayerBlob { diff_id, blob: blob.clone() });
+            let content = Content::ListedArchive;
+            layers.push(LayerBlob { diff_id, blob: blob.clone(), content });
         }
-        let distinct = mounted(layers.iter().map(|layer| layer.diff_id)).len();
-        if distinct > MOST_LAYERS {
-            return Err(Refusal::TooManyLayers(distinct));
-        }
+        check_is_mountable(&layers)?;
         Ok(layers)
     }
+}
+
+impl ArtifactManifest {
+    fn checked(self) -> Result<Self, Refusal> {
+        self.blobs.iter().try_for_each(check_is_kept)?;
+        Ok(self)
+    }
+
+    /// What its blobs are made into, bottom first.
+    pub(crate) fn layers(&self) -> Result<Vec<LayerBlob>, Refusal> {
+        let layers = artifact::layers(&self.blobs)?;
+        check_is_mountable(&layers)?;
+        Ok(layers)
+    }
+}
+
+/// Whether a manifest is that of an artifact. What has an image's config and only archives can be
+/// run, whatever type it says it has.
+fn is_artifact(artifact_type: Option<&str>, config: &Descriptor, layers: &[Descriptor]) -> bool {
+    let is_typed = artifact_type.is_some_and(|artifact_type| !artifact_type.is_empty());
+    !CONFIGS.contains(&config.media_type.as_str())
+        || (is_typed && !layers.iter().all(|layer| is_archive(&layer.media_type)))
+}
+
+/// Refuses what the registry need not have.
+fn check_is_kept(blob: &Descriptor) -> Result<(), Refusal> {
+    let media_type = blob.media_type.as_str();
+    let elsewhere = blob.urls.as_ref().is_some_and(|urls| !urls.is_empty());
+    if elsewhere || media_type.contains("foreign") || media_type.contains("nondistrib") {
+        let reason = format!("foreign layer {} ({media_type})", blob.digest);
+        return Err(Refusal::Unsupported(reason));
+    }
+    Ok(())
+}
+
+fn check_is_mountable(layers: &[LayerBlob]) -> Result<(), Refusal> {
+    let distinct = mounted(layers.iter().map(|layer| layer.diff_id)).len();
+    if distinct > MOST_LAYERS {
+        return Err(Refusal::TooManyLayers(distinct));
+    }
+    Ok(())
 }
 
 /// Reads an image's config.
@@ -194,10 +195,13 @@ pub(crate) fn mounted(layers: impl DoubleEndedIterator<Item = Digest>) -> Vec<Di
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::blob::LAYERS;
 
     fn host() -> Platform {
         Platform { os: "linux".into(), architecture: "amd64".into(), variant: None }
@@ -225,7 +229,6 @@ mod tests {
             assert_eq!(manifest.layers.len(), LAYERS.len());
         }
         for (manifest, named) in [
-            (image("application/vnd.cncf.helm.config.v1+json", &[]), "helm"),
             (image(CONFIGS[0], &[blob("text/html", "x")]), "text/html"),
             (
                 image(
@@ -248,6 +251,42 @@ mod tests {
                 Err(Refusal::Unsupported(reason)) => assert!(reason.contains(named), "{reason}"),
                 other => panic!("{named}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_no_container_could_run_from_is_an_artifacts() {
+        let with_type = |mut manifest: Value| {
+            manifest["artifactType"] = json!("application/vnd.example.model");
+            manifest
+        };
+        let (archive, text) = (blob(LAYERS[1], "x"), blob("text/plain", "x"));
+        let empty = "application/vnd.oci.empty.v1+json";
+        for (manifest, is_artifact) in [
+            (image(CONFIGS[0], slice::from_ref(&archive)), false),
+            (with_type(image(CONFIGS[0], slice::from_ref(&archive))), false),
+            (with_type(image(CONFIGS[0], &[archive.clone(), text.clone()])), true),
+            (image("application/vnd.cncf.helm.config.v1+json", &[]), true),
+            (image(empty, slice::from_ref(&archive)), true),
+            (with_type(image(empty, slice::from_ref(&text))), true),
+        ] {
+            let parsed = parse(&manifest).unwrap();
+            assert_eq!(matches!(parsed, Manifest::Artifact(_)), is_artifact, "{manifest}");
+        }
+        let mut foreign = text;
+        foreign["urls"] = json!(["https://elsewhere.example/x"]);
+        assert!(matches!(parse(&image(empty, &[foreign])), Err(Refusal::Unsupported(_))));
+    }
+
+    #[test]
+    fn an_artifact_has_no_more_blobs_than_can_be_mounted() {
+        let artifact = |count: usize| {
+            let blobs: Vec<_> = (0..count).map(|n| blob("text/plain", &n.to_string())).collect();
+            parse(&image("application/vnd.oci.empty.v1+json", &blobs)).unwrap()
+        };
+        for (count, fits) in [(0, true), (500, true), (501, false)] {
+            let Manifest::Artifact(artifact) = artifact(count) else { panic!("no artifact") };
+            assert_eq!(artifact.layers().is_ok(), fits, "{count}");
         }
     }
 

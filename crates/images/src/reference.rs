@@ -63,6 +63,11 @@ impl Reference {
         Ok(Self { domain, path, tag: tag.or(latest).map(str::to_owned), digest })
     }
 
+    /// Whether `text` begins with a registry.
+    pub(crate) fn is_qualified(text: &str) -> bool {
+        text.split_once('/').is_some_and(|(first, _)| looks_like_domain(first))
+    }
+
     /// The registry's host, and its port if it is not the scheme's.
     pub fn domain(&self) -> &str {
         &self.domain

@@ -1,14 +1,18 @@
 //! `registries.conf` (version 2): where an image is looked for, and with what trust.
 //!
-//! The file that every container tool on a node shares, see containers-registries.conf(5). Read
-//! here are `unqualified-search-registries` and `[[registry]]` with its mirrors; keys meant for
-//! other tools are left alone.
+//! The file that every container tool on a node shares, see containers-registries.conf(5), and
+//! the `*.conf` files of the directory beside it (`registries.conf.d`), which count over it in the
+//! order of their names. Read here are `unqualified-search-registries`, `credential-helpers` and
+//! `[[registry]]` with its mirrors; keys meant for other tools are left alone.
 
-use std::path::Path;
+use std::io;
+use std::iter;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::auth;
 use crate::error::{Error, config};
 use crate::reference::Reference;
 
@@ -16,7 +20,19 @@ use crate::reference::Reference;
 #[derive(Clone, Debug, Default)]
 pub struct Registries {
     search: Vec<String>,
+    credential_helpers: Vec<String>,
     rules: Vec<Rule>,
+    unqualified: Unqualified,
+}
+
+/// What becomes of names without a registry.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Unqualified {
+    /// They are the first search registry's, else Docker Hub's.
+    #[default]
+    Completed,
+    /// They are refused.
+    Refused,
 }
 
 /// One `[[registry]]`.
@@ -60,8 +76,9 @@ pub(crate) struct Endpoint {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct File {
+    unqualified_search_registries: Option<Vec<Spanned<String>>>,
     #[serde(default)]
-    unqualified_search_registries: Vec<Spanned<String>>,
+    credential_helpers: Vec<Spanned<String>>,
     #[serde(default)]
     registry: Vec<Spanned<RuleTable>>,
     /// Version 1's table.
@@ -91,16 +108,33 @@ struct MirrorTable {
 }
 
 impl Registries {
-    /// Reads the file at `path`; no path, no rules. A wrong value is an error that names file,
-    /// line and key.
+    /// Reads the file at `path` and those of the directory beside it; no path, no rules. A wrong
+    /// value is an error that names file, line and key.
     pub fn load(path: Option<&Path>) -> Result<Self, Error> {
-        let Some(path) = path else { return Ok(Self::default()) };
-        let text = fs_err::read_to_string(path)
-            .map_err(|error| Error::io("read registries.conf", error))?;
-        Self::parse(path, &text)
+        let mut registries = Self::default();
+        let Some(path) = path else { return Ok(registries) };
+        let failed = |error| Error::io("read registries.conf", error);
+        for (number, path) in
+            iter::once(path.to_owned()).chain(drop_ins(path).map_err(failed)?).enumerate()
+        {
+            match fs_err::read_to_string(&path) {
+                Ok(text) => registries.merge(Self::parse(&path, &text)?),
+                // The main file may be missing.
+                Err(error) if number == 0 && error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(registries)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+    /// Decides over names without a registry.
+    #[must_use]
+    pub fn with_unqualified(mut self, unqualified: Unqualified) -> Self {
+        self.unqualified = unqualified;
+        self
+    }
+
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, Error> {
         let wrong = |offset, reason: &str| config(path, text, offset, reason);
         let file: File = toml::from_str(text)
             .map_err(|error| wrong(error.span().map_or(0, |span| span.start), error.message()))?;
@@ -108,19 +142,51 @@ impl Registries {
             return Err(wrong(table.span().start, "version 1 of registries.conf is not supported"));
         }
         let mut search = Vec::new();
-        for registry in file.unqualified_search_registries {
+        for registry in file.unqualified_search_registries.unwrap_or_default() {
             search.push(checked(registry, &wrong)?);
         }
         let mut rules = Vec::new();
         for table in file.registry {
             rules.push(rule(table, &wrong)?);
         }
-        Ok(Self { search, rules })
+        let helpers = file.credential_helpers.into_iter().map(|helper| match helper.get_ref() {
+            name if auth::is_helper(name) => Ok(helper.into_inner()),
+            _ => Err(wrong(helper.span().start, "is not the name of a credential helper")),
+        });
+        let credential_helpers = helpers.collect::<Result<_, _>>()?;
+        Ok(Self { search, credential_helpers, rules, ..Self::default() })
+    }
+
+    /// What the node's credentials are to be had from, in order, for
+    /// [`NodeCredentials::with_helpers`](crate::NodeCredentials::with_helpers).
+    pub fn credential_helpers(&self) -> &[String] {
+        &self.credential_helpers
+    }
+
+    /// Takes in a later file: its rules replace those of the same prefix, its search registries and
+    /// credential helpers all of them.
+    fn merge(&mut self, later: Self) {
+        if !later.search.is_empty() {
+            self.search = later.search;
+        }
+        if !later.credential_helpers.is_empty() {
+            self.credential_helpers = later.credential_helpers;
+        }
+        self.rules.retain(|rule| later.rules.iter().all(|new| new.prefix != rule.prefix));
+        self.rules.extend(later.rules);
     }
 
     /// Reads a reference; the first search registry takes names without one.
     pub(crate) fn reference(&self, text: &str) -> Result<Reference, Error> {
-        Reference::parse(text, self.search.first().map(String::as_str))
+        match self.unqualified {
+            Unqualified::Refused if !Reference::is_qualified(text) => {
+                let reason = "it names no registry, and the node takes no such names";
+                Err(Error::InvalidReference { reference: text.to_owned(), reason })
+            }
+            Unqualified::Completed | Unqualified::Refused => {
+                Reference::parse(text, self.search.first().map(String::as_str))
+            }
+        }
     }
 
     /// Where to ask for `reference`, in order: the mirrors, then the location itself.
@@ -176,6 +242,21 @@ impl Serves {
             Self::TagOnly => !by_digest,
         }
     }
+}
+
+/// The `*.conf` files of the directory beside `path`, by name.
+fn drop_ins(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut directory = path.as_os_str().to_owned();
+    directory.push(".d");
+    let entries = match fs_err::read_dir(PathBuf::from(directory)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let mut paths: Vec<_> =
+        paths.into_iter().filter(|path| path.extension().is_some_and(|e| e == "conf")).collect();
+    paths.sort();
+    Ok(paths)
 }
 
 fn rule(table: Spanned<RuleTable>, wrong: &impl Fn(usize, &str) -> Error) -> Result<Rule, Error> {
@@ -238,6 +319,13 @@ mod tests {
 
     fn parse(text: &str) -> Result<Registries, Error> {
         Registries::parse(Path::new("r.conf"), text)
+    }
+
+    #[test]
+    fn a_file_that_is_missing_has_no_rules_and_one_that_cannot_be_read_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Registries::load(Some(&folder.path().join("none"))).unwrap().rules.is_empty());
+        assert!(Registries::load(Some(folder.path())).is_err());
     }
 
     fn asked(registries: &Registries, name: &str) -> Vec<String> {
@@ -310,6 +398,57 @@ mod tests {
     }
 
     #[test]
+    fn later_files_count_over_earlier_ones_prefix_by_prefix() {
+        let directory = tempfile::tempdir().unwrap();
+        let main = directory.path().join("registries.conf");
+        let write = |name: &str, text: &str| {
+            fs_err::create_dir_all(directory.path().join("registries.conf.d")).unwrap();
+            fs_err::write(directory.path().join(name), text).unwrap();
+        };
+        let rule = |prefix: &str, location: &str| {
+            format!("[[registry]]\nprefix = \"{prefix}\"\nlocation = \"{location}\"\n")
+        };
+        let all =
+            format!("{}{}", rule("a.example", "one.example"), rule("b.example", "one.example"));
+        write(
+            "registries.conf",
+            &format!(
+                "unqualified-search-registries = [\"s.example\"]\n\
+                 credential-helpers = [\"one\", \"containers-auth.json\"]\n{all}"
+            ),
+        );
+        write("registries.conf.d/20-b.conf", &rule("b.example", "three.example"));
+        write("registries.conf.d/10-b.conf", &rule("b.example", "two.example"));
+        write("registries.conf.d/ignored", "not TOML");
+        let registries = Registries::load(Some(&main)).unwrap();
+        for (name, endpoint) in [
+            ("a.example/x", "one.example/x"),
+            ("b.example/x", "three.example/x"),
+            ("short", "s.example/short"),
+        ] {
+            assert_eq!(asked(&registries, name), [endpoint], "{name}");
+        }
+        assert_eq!(registries.credential_helpers(), ["one", "containers-auth.json"]);
+        write("registries.conf.d/20-c.conf", "credential-helpers = [\"two\"]");
+        assert_eq!(Registries::load(Some(&main)).unwrap().credential_helpers(), ["two"]);
+        write("registries.conf.d/30-bad.conf", "[[registry]]\nlocation = 1\n");
+        let error = Registries::load(Some(&main)).unwrap_err().to_string();
+        assert!(error.contains("30-bad.conf:2: location"), "{error}");
+    }
+
+    #[test]
+    fn names_without_a_registry_can_be_refused() {
+        let registries = parse("").unwrap().with_unqualified(Unqualified::Refused);
+        for name in ["nginx", "library/nginx", "nginx:1", "team/app@sha256:0"] {
+            let refused = registries.reference(name).unwrap_err();
+            assert!(matches!(refused, Error::InvalidReference { .. }), "{name}");
+        }
+        for name in ["docker.io/library/nginx", "localhost/x", "r.example:5000/x", "[::1]:5000/x"] {
+            registries.reference(name).unwrap();
+        }
+    }
+
+    #[test]
     fn what_is_blocked_is_refused_and_its_longer_exception_is_not() {
         let registries = parse(
             "[[registry]]\nlocation = \"no.example\"\nblocked = true\n\
@@ -334,6 +473,7 @@ mod tests {
             ("[[registry]]\nprefix = \"*.a/b\"\n", "r.conf:2: prefix: a wildcard prefix"),
             ("a = 1\n[[registry]]\nblocked = true\n", "r.conf:2: [[registry]]: needs a prefix"),
             ("unqualified-search-registries = [\"\"]", "r.conf:1: unqualified-search-registries:"),
+            ("credential-helpers = [\"a/b\"]", "r.conf:1: credential-helpers: is not the name"),
             ("[registries.search]\nregistries = []\n", "r.conf:1: [registries.search]: version 1"),
             (
                 "[[registry]]\nlocation=\"a\"\n[[registry.mirror]]\nlocation=\"b\"\n\

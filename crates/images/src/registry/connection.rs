@@ -1,0 +1,263 @@
+//! Connections to registries: one client per host that has certificates of its own, and one for all
+//! others.
+//!
+//! Clients outlive pulls, so that the next one need not shake hands again. Proxies are the
+//! environment's (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`), certificates the system's and those of
+//! `certs.d` (see [`Certificates`]). HTTP/1.1: a connection per layer has a window of its own.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, Url};
+use tracing::debug;
+
+use super::answer::{failed, unreachable};
+use crate::certificates::{Certificates, HostCertificates};
+use crate::error::Error;
+use crate::registries::Endpoint;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Registries close idle connections after about as long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+const MOST_REDIRECTS: usize = 5;
+/// Docker Hub as images name it.
+const DOCKER_IO: &str = "docker.io";
+/// Where its images really are.
+const DOCKER_HUB: &str = "registry-1.docker.io";
+
+/// All connections. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Connections {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    certificates: Certificates,
+    stall: Duration,
+    clients: Mutex<HashMap<Key, Client>>,
+    /// What insecure hosts were found to speak.
+    schemes: Mutex<HashMap<String, &'static str>>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct Key {
+    /// The folder in `certs.d` that says how; none has the system's trust alone.
+    folder: Option<String>,
+    insecure: bool,
+}
+
+/// One registry's host.
+pub(super) struct Host {
+    pub(super) scheme: &'static str,
+    pub(super) name: String,
+    pub(super) reach: Reach,
+}
+
+/// How to speak to a server, and to those that it leads to. What `certs.d` says of one host is never
+/// used for another.
+#[derive(Clone)]
+pub(super) struct Reach {
+    connections: Connections,
+    /// What an insecure server leads to is no better than the server.
+    insecure: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GetError {
+    /// Without its URL: one that a registry redirects to may carry a signature.
+    #[error(transparent)]
+    Http(reqwest::Error),
+    #[error("too many redirects")]
+    TooManyRedirects,
+    #[error("redirect from TLS to plain HTTP")]
+    Unprotected,
+}
+
+impl From<reqwest::Error> for GetError {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Http(error.without_url())
+    }
+}
+
+impl Connections {
+    /// A connection on which nothing arrives for as long as `stall` is given up.
+    pub(crate) fn new(certificates: Certificates, stall: Duration) -> Self {
+        install_crypto();
+        let (clients, schemes) = (Mutex::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { certificates, stall, clients, schemes }) }
+    }
+
+    /// An insecure host is tried by TLS, without verification, and if that fails is spoken to
+    /// without.
+    pub(super) async fn host(&self, endpoint: &Endpoint) -> Result<Host, reqwest::Error> {
+        let name = match endpoint.host.as_str() {
+            DOCKER_IO => DOCKER_HUB,
+            name => name,
+        };
+        let insecure = endpoint.insecure;
+        let scheme = if insecure { self.scheme(name).await? } else { "https" };
+        let reach = Reach { connections: self.clone(), insecure };
+        Ok(Host { scheme, name: name.to_owned(), reach })
+    }
+
+    /// How to speak to a server that is no registry.
+    pub(super) fn server(&self) -> Reach {
+        Reach { connections: self.clone(), insecure: false }
+    }
+
+    async fn scheme(&self, host: &str) -> Result<&'static str, reqwest::Error> {
+        let schemes = || self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = schemes().get(host) {
+            return Ok(known);
+        }
+        let (tls, plain) = (format!("https://{host}/v2/"), format!("http://{host}/v2/"));
+        // What is no host's name is refused later.
+        let Ok(url) = Url::parse(&tls) else { return Ok("https") };
+        let http = self.client(&url, true)?;
+        let scheme = match http.get(tls).send().await {
+            Ok(_) => "https",
+            Err(error) => {
+                debug!(host, error = %error.without_url(), "no TLS, trying without");
+                "http"
+            }
+        };
+        // Plain HTTP is remembered only once it was seen to work: the host may just be starting.
+        if scheme == "https" || http.get(plain).send().await.is_ok() {
+            schemes().insert(host.to_owned(), scheme);
+        }
+        Ok(scheme)
+    }
+
+    /// For the host of `url`.
+    fn client(&self, url: &Url, insecure: bool) -> Result<Client, reqwest::Error> {
+        let own = self.shared.certificates.of_host(&names_of(url));
+        let key = Key { folder: own.map(|(folder, _)| folder.to_owned()), insecure };
+        let clients = || self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = clients().get(&key) {
+            return Ok(known.clone());
+        }
+        let client = self.build(own.map(|(_, certificates)| certificates), insecure)?;
+        Ok(clients().entry(key).or_insert(client).clone())
+    }
+
+    fn build(
+        &self,
+        own: Option<&HostCertificates>,
+        insecure: bool,
+    ) -> Result<Client, reqwest::Error> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("cria/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(self.shared.stall)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .tcp_nodelay(true)
+            .referer(false)
+            // By hand: another host is another client's.
+            .redirect(Policy::none())
+            .tls_danger_accept_invalid_certs(insecure);
+        if let Some(HostCertificates { authorities, identity }) = own.cloned() {
+            if !authorities.is_empty() {
+                builder = builder.tls_certs_merge(authorities);
+            }
+            if let Some(identity) = identity {
+                builder = builder.identity(identity);
+            }
+        }
+        builder.build()
+    }
+}
+
+impl Reach {
+    /// Asks for `url`, and follows to where it really is. Authorization is left behind on the way to
+    /// another origin; from TLS nothing leads to where there is none.
+    pub(super) async fn get(
+        &self,
+        url: &Url,
+        mut headers: HeaderMap,
+    ) -> Result<Response, GetError> {
+        let mut url = url.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            let http = self.connections.client(&url, self.insecure)?;
+            let answer = http.get(url.clone()).headers(headers.clone()).send().await?;
+            let Some(next) = location(&answer) else { return Ok(answer) };
+            if url.scheme() == "https" && next.scheme() != "https" && !self.insecure {
+                return Err(GetError::Unprotected);
+            }
+            if next.origin() != url.origin() {
+                headers.remove(AUTHORIZATION);
+            }
+            url = next;
+        }
+        Err(GetError::TooManyRedirects)
+    }
+
+    /// A token is asked for where the registry says, but nobody's password travels in the clear
+    /// for a registry that is trusted only with TLS. Redirects are not followed: the body of a
+    /// request may be a secret.
+    pub(super) fn token_client(&self, realm: &Url, image: &str) -> Result<Client, Error> {
+        let refuse = |why: &str| failed(image, std::io::Error::other(why.to_owned()));
+        match realm.scheme() {
+            "https" => {}
+            "http" if self.insecure => {}
+            "http" => return Err(refuse("its token server does not use TLS")),
+            _ => return Err(refuse("its token server is not reached by HTTP")),
+        }
+        self.connections.client(realm, self.insecure).map_err(|error| unreachable(image, error))
+    }
+}
+
+/// What the folder of a URL's host may be called in `certs.d`: like the host, with its port unless it
+/// is the scheme's, or with that, too. Administrators know Docker Hub by the name that images have.
+fn names_of(url: &Url) -> Vec<String> {
+    let Some(host) = url.host_str() else { return Vec::new() };
+    let plain = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    let whole = url.port_or_known_default().map(|port| format!("{host}:{port}"));
+    let hub = (plain == DOCKER_HUB).then(|| DOCKER_IO.to_owned());
+    hub.into_iter().chain([plain]).chain(whole).collect()
+}
+
+/// Where else an answer says that what was asked for is.
+fn location(answer: &Response) -> Option<Url> {
+    let location = answer.status().is_redirection().then(|| answer.headers().get(LOCATION))??;
+    answer.url().join(location.to_str().ok()?).ok()
+}
+
+/// rustls wants one provider per process; whoever comes first installs it.
+fn install_crypto() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
+            debug!("a TLS provider is already installed");
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_are_looked_for_by_every_name_of_a_host() {
+        for (url, names) in [
+            ("https://r.example/v2/", &["r.example", "r.example:443"][..]),
+            ("https://r.example:443/", &["r.example", "r.example:443"]),
+            ("http://r.example/", &["r.example", "r.example:80"]),
+            ("https://[::1]:5000/", &["[::1]:5000", "[::1]:5000"]),
+            (
+                "https://registry-1.docker.io/v2/",
+                &["docker.io", "registry-1.docker.io", "registry-1.docker.io:443"],
+            ),
+            ("data:,x", &[]),
+        ] {
+            assert_eq!(names_of(&Url::parse(url).unwrap()), names, "{url}");
+        }
+    }
+}
