@@ -10,20 +10,24 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::{Instrument, warn};
 
 use crate::auth::{self, Credentials};
-use crate::digest::Digest;
+use crate::blob::{Descriptor, LayerBlob, Refusal};
+use crate::digest::{Digest, ImageId};
 use crate::error::Error;
 use crate::layer;
-use crate::manifest::{Descriptor, ImageManifest, LayerBlob, MOST_LAYERS, Manifest, Refusal};
-use crate::manifest::{mounted, parse_config};
+use crate::manifest::{
+    ArtifactManifest, ImageManifest, MOST_LAYERS, Manifest, mounted, parse_config,
+};
+use crate::progress::Pull;
 use crate::reference::Reference;
 use crate::registries::Endpoint;
 use crate::registry::Session;
-use crate::store::{Image, NewImage, Store};
+use crate::store::{Image, NewImage, Sources, Store};
+use crate::trust::Arrival;
 
 /// Indexes within indexes are legal; this deep they are an attack.
 const DEEPEST_INDEX: usize = 3;
@@ -33,15 +37,49 @@ const DEEPEST_INDEX: usize = 3;
 pub struct PullRequest<'a> {
     pub reference: &'a str,
     pub credentials: Credentials,
+    /// Of the pod that the image is for: its policy decides. Empty: the node's does.
+    pub namespace: &'a str,
+}
+
+/// One place to pull from, by the rules of this pull.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    sources: &'a Sources,
+    endpoint: &'a Endpoint,
+}
+
+/// What one caller wants.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    name: &'a Reference,
+    namespace: &'a str,
+    pull: &'a Arc<Pull>,
 }
 
 /// An image as its registry describes it.
 struct Described {
-    /// Of what the reference led to.
-    pulled: Digest,
+    /// What the reference led to, and what that led to.
+    manifests: Vec<Digest>,
     /// The manifest itself, its bytes as text.
     text: String,
-    manifest: ImageManifest,
+    kind: Kind,
+}
+
+/// What a manifest is of.
+enum Kind {
+    Image(ImageManifest),
+    Artifact(ArtifactManifest),
+}
+
+/// What an image consists of.
+struct Contents {
+    id: ImageId,
+    /// None for an artifact.
+    config: Option<Arc<[u8]>>,
+    /// Bottom first.
+    layers: Vec<LayerBlob>,
+    /// Kept until the image is stored: others who ask find its config there.
+    _job: Option<Arc<Job<Arc<[u8]>>>>,
 }
 
 impl Store {
@@ -52,17 +90,37 @@ impl Store {
     pub async fn pull(&self, request: PullRequest<'_>) -> Result<Arc<Image>, Error> {
         let sources = self.sources();
         let reference = sources.registries.reference(request.reference)?;
-        let mut endpoints = sources.registries.endpoints(&reference)?.into_iter().peekable();
+        sources.trust.check_name(&reference, request.namespace)?;
+        let pull = self.shared.progress.begin(&reference);
+        let asked = Asked { name: &reference, namespace: request.namespace, pull: &pull };
+        let answer = self.pull_in_turn(asked, &request.credentials, &sources).await;
+        pull.end(&answer);
+        answer
+    }
+
+    /// Asks each endpoint, until one has the image or fails in a way that all would.
+    async fn pull_in_turn(
+        &self,
+        asked: Asked<'_>,
+        credentials: &Credentials,
+        sources: &Sources,
+    ) -> Result<Arc<Image>, Error> {
+        let reference = asked.name;
+        let mut endpoints = sources.registries.endpoints(reference)?.into_iter().peekable();
         let mut answer = Err(Error::NoSuchImage { image: reference.to_string() });
         while let Some(endpoint) = endpoints.next() {
             let credentials = auth::for_endpoint(
-                &request.credentials,
+                credentials,
                 &sources.node_credentials,
-                &reference,
+                reference,
                 &endpoint.host,
                 &endpoint.repository,
             );
-            answer = self.pull_from(&endpoint, &credentials, &reference).await;
+            let place = Place { sources, endpoint: &endpoint };
+            answer = match credentials.await {
+                Ok(credentials) => self.pull_from(place, credentials, asked).await,
+                Err(error) => Err(error),
+            };
             match &answer {
                 Err(error) if error.may_differ_elsewhere() && endpoints.peek().is_some() => {
                     warn!(image = %reference, mirror = endpoint.host, %error, "mirror failed");
@@ -75,22 +133,34 @@ impl Store {
 
     async fn pull_from(
         &self,
-        endpoint: &Endpoint,
-        credentials: &Credentials,
-        reference: &Reference,
+        Place { sources, endpoint }: Place<'_>,
+        credentials: Credentials,
+        Asked { name: reference, namespace, pull }: Asked<'_>,
     ) -> Result<Arc<Image>, Error> {
         let image = reference.to_string();
-        let stall = self.shared.options.stall_timeout;
-        let session = Arc::new(Session::open(endpoint, credentials, stall, &image).await?);
+        let session = Session::open(&sources.connections, endpoint, credentials, &image).await?;
+        let session = Arc::new(session);
         let described = self.describe(&session, reference).await?;
-        // The job is kept: until the image is stored, others who ask find its config there.
-        let (config, _job) = self.config_of(&session, &described.manifest.config).await?;
-        let refuse = |refusal| refused(&image, "config", refusal);
-        let parsed = parse_config(&config).map_err(refuse)?;
-        let layers = described.manifest.layers(&parsed).map_err(refuse)?;
+        let evidence = self
+            .admit(Arrival {
+                sources,
+                session: &session,
+                endpoint,
+                name: reference,
+                manifests: &described.manifests,
+                namespace,
+            })
+            .await?;
+        let Contents { id, config, layers, _job } = self.contents(&session, &described).await?;
         let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
+        self.verify(id, mounted(diff_ids.iter().copied())).await?;
         let pins = self.pin(mounted(diff_ids.iter().copied()));
-        self.fetch_layers(&session, layers).await?;
+        pull.plan(layers.clone());
+        if let Err(error) = self.fetch_layers(&session, layers, pull).await {
+            drop(pins);
+            self.shared.fail_pull(&error);
+            return Err(error);
+        }
         let store = self.clone();
         let reference = reference.clone();
         // Dropped with this future: a pull that was given up adds no image.
@@ -98,14 +168,17 @@ impl Store {
         let still_wanted = Arc::downgrade(&wanted);
         let committing = tokio::task::spawn_blocking(move || {
             let _pins = pins;
-            let config = std::str::from_utf8(&config).expect("JSON that was parsed is UTF-8");
+            let config = config
+                .as_ref()
+                .map(|config| std::str::from_utf8(config).expect("JSON that was parsed is UTF-8"));
             store.shared.commit_image(&NewImage {
-                id: described.manifest.config.digest.into(),
+                id,
                 reference: &reference,
-                pulled: described.pulled,
+                pulled: described.manifests[0],
                 manifest: &described.text,
                 config,
                 layers: diff_ids,
+                evidence,
                 wanted: still_wanted,
             })
         });
@@ -118,18 +191,49 @@ impl Store {
     async fn describe(&self, session: &Session, name: &Reference) -> Result<Described, Error> {
         let image = session.image();
         let (mut bytes, pulled) = session.manifest(name.tag(), name.digest()).await?;
+        let mut manifests = vec![pulled];
         for _ in 0..DEEPEST_INDEX {
             let parsed = Manifest::parse(&bytes, &self.shared.options.platform);
             match parsed.map_err(|refusal| refused(image, "manifest", refusal))? {
                 Manifest::Image(manifest) => {
-                    return Ok(Described { pulled, text: text(&bytes), manifest });
+                    let kind = Kind::Image(manifest);
+                    return Ok(Described { manifests, text: text(&bytes), kind });
+                }
+                Manifest::Artifact(manifest) => {
+                    let kind = Kind::Artifact(manifest);
+                    return Ok(Described { manifests, text: text(&bytes), kind });
                 }
                 Manifest::Index(entry) => {
                     (bytes, _) = session.manifest(None, Some(entry.digest)).await?;
+                    manifests.push(entry.digest);
                 }
             }
         }
         Err(Error::Unsupported { image: image.to_owned(), what: "nested indexes".to_owned() })
+    }
+
+    /// An image's config says what its layers must be; an artifact's is not asked for.
+    async fn contents(
+        &self,
+        session: &Arc<Session>,
+        described: &Described,
+    ) -> Result<Contents, Error> {
+        match &described.kind {
+            Kind::Image(manifest) => {
+                let (config, job) = self.config_of(session, &manifest.config).await?;
+                let refuse = |refusal| refused(session.image(), "config", refusal);
+                let parsed = parse_config(&config).map_err(refuse)?;
+                let layers = manifest.layers(&parsed).map_err(refuse)?;
+                let id = manifest.config.digest.into();
+                Ok(Contents { id, config: Some(config), layers, _job: job })
+            }
+            Kind::Artifact(manifest) => {
+                let refuse = |refusal| refused(session.image(), "manifest", refusal);
+                let layers = manifest.layers().map_err(refuse)?;
+                let id = Digest::of(described.text.as_bytes()).into();
+                Ok(Contents { id, config: None, layers, _job: None })
+            }
+        }
     }
 
     async fn config_of(
@@ -142,7 +246,8 @@ impl Store {
         }
         let fetch = || {
             let (session, blob) = (Arc::clone(session), blob.clone());
-            async move { Ok(layer::fetch_small(&session, &blob).await?.into()) }
+            let meter = self.shared.progress.meter();
+            async move { Ok(layer::fetch_small(&session, &blob, "the config", meter).await?.into()) }
         };
         let (config, job) = self.shared.config_jobs.run(blob.digest, fetch).await?;
         Ok((config, Some(job)))
@@ -153,31 +258,47 @@ impl Store {
         &self,
         session: &Arc<Session>,
         mut layers: Vec<LayerBlob>,
+        pull: &Arc<Pull>,
     ) -> Result<(), Error> {
         layers.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size));
         let parallel = self.shared.options.parallel_layers.get();
         futures_util::stream::iter(layers)
-            .map(|layer| self.clone().fetch_layer(Arc::clone(session), layer))
+            .map(|layer| self.clone().fetch_layer(Arc::clone(session), layer, Arc::clone(pull)))
             .buffer_unordered(parallel)
             .try_collect()
             .await
     }
 
-    async fn fetch_layer(self, session: Arc<Session>, layer: LayerBlob) -> Result<(), Error> {
+    async fn fetch_layer(
+        self,
+        session: Arc<Session>,
+        layer: LayerBlob,
+        pull: Arc<Pull>,
+    ) -> Result<(), Error> {
         if self.has_layer(layer.diff_id) {
+            self.shared.progress.layer_was_held();
             return Ok(());
         }
         let fetch = || {
             let (store, session, layer) = (self.clone(), Arc::clone(&session), layer.clone());
-            async move { store.make_layer(&session, &layer).await }
+            // The pull itself may end before the job does, which others wait for, too.
+            let (id, windows) = (pull.id, Arc::clone(&pull.windows));
+            async move {
+                let _slot = store.shared.shares.acquire(id).await;
+                store.make_layer(&session, &layer, windows).await
+            }
         };
         self.shared.layer_jobs.run(layer.diff_id, fetch).await.map(drop)
     }
 
-    async fn make_layer(&self, session: &Session, layer: &LayerBlob) -> Result<(), Error> {
+    async fn make_layer(
+        &self,
+        session: &Session,
+        layer: &LayerBlob,
+        windows: Arc<Semaphore>,
+    ) -> Result<(), Error> {
         let image = session.image().to_owned();
         let failed = |error| Error::writing(&image, "store a layer", error);
-        let _slot = self.shared.slots.acquire().await.expect("never closed");
         // It may have come while this waited for its turn.
         if self.has_layer(layer.diff_id) {
             return Ok(());
@@ -186,14 +307,19 @@ impl Store {
         let root: Arc<std::path::Path> = directory.join("fs").into();
         let (shared, diff_id) = (Arc::clone(&self.shared), layer.diff_id);
         let committed_image = image.clone();
-        layer::fetch(session, layer, root, move |unpacked| {
+        let bounds = layer::Bounds {
+            limits: self.shared.options.limits,
+            windows,
+            meter: self.shared.progress.layer_meter(layer.diff_id),
+        };
+        let fetched = layer::fetch(session, layer, root, bounds, move |unpacked| {
             let committed = unpacked.and_then(|unpacked| {
                 let committed = shared.commit_layer(diff_id, &directory, &unpacked);
                 committed.map_err(|error| Error::writing(&committed_image, "store a layer", error))
             });
             committed.inspect_err(|_| shared.abandon(&directory))
-        })
-        .await
+        });
+        fetched.await.inspect(|()| self.shared.progress.layer_was_fetched())
     }
 }
 

@@ -8,25 +8,29 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::error::Error;
-use crate::manifest::Descriptor;
-use crate::registry::{Session, TRIES, wait_before};
+use crate::blob::Descriptor;
+use crate::error::{Cause, Error};
+use crate::progress::Meter;
+use crate::registry::{Session, wait_before_next_try};
 
-/// Where pieces go. The reader decides when it has enough: it may go away at any time.
-pub(crate) type Sink = mpsc::Sender<Bytes>;
+/// Where pieces go, and are counted. The reader decides when it has enough: it may go away at any
+/// time.
+pub(super) struct Sink {
+    pub(super) pieces: mpsc::Sender<Bytes>,
+    pub(super) meter: Meter,
+}
 
 /// Delivers exactly the descriptor's number of bytes, in order. A cut or stalled connection is
-/// continued where it ended, a refused token renewed; tries count anew whenever bytes arrived.
+/// continued where it ended; tries count anew whenever bytes arrived.
 ///
 /// Bytes are not verified here: whoever reads them hashes them anyway.
-pub(crate) async fn download(
+pub(super) async fn download(
     session: &Session,
     blob: &Descriptor,
     sink: Sink,
 ) -> Result<(), Error> {
     let mut transfer = Transfer { session, blob, sink, offset: 0 };
     let mut tried = 0;
-    let mut renewed = false;
     loop {
         let before = transfer.offset;
         let error = match transfer.run().await {
@@ -35,22 +39,13 @@ pub(crate) async fn download(
         };
         if transfer.offset > before {
             tried = 0;
-            renewed = false;
         }
-        match error {
-            Error::RegistryUnavailable { .. } if tried + 1 < TRIES => {
-                tried += 1;
-                debug!(image = session.image(), blob = %blob.digest, offset = transfer.offset,
-                    tried, "download was cut, continuing");
-                tokio::time::sleep(wait_before(tried)).await;
-            }
-            // A token lives for minutes, a large layer may take longer.
-            Error::Unauthorized { .. } if !renewed => {
-                renewed = true;
-                session.authorize().await?;
-            }
-            error => return Err(error),
-        }
+        tried += 1;
+        let Some(wait) = wait_before_next_try(&error, tried) else { return Err(error) };
+        debug!(image = session.image(), blob = %blob.digest, offset = transfer.offset, tried,
+            "download was cut, continuing");
+        transfer.sink.meter.resumed();
+        tokio::time::sleep(wait).await;
     }
 }
 
@@ -73,8 +68,11 @@ impl Transfer<'_> {
         while self.offset < self.blob.size {
             let piece = match answer.stream.next().await {
                 Some(Ok(piece)) => piece,
-                Some(Err(error)) => return Err(self.cut(error)),
-                None => return Err(self.cut(io::ErrorKind::UnexpectedEof.into())),
+                Some(Err(error)) => return Err(self.cut(Arc::new(error.without_url()))),
+                None => {
+                    let early = io::Error::from(io::ErrorKind::UnexpectedEof);
+                    return Err(self.cut(Arc::new(early)));
+                }
             };
             let wanted = piece_from(piece, position, self.offset);
             position += wanted.skipped + wanted.piece.len() as u64;
@@ -85,7 +83,8 @@ impl Transfer<'_> {
                 continue;
             }
             self.offset += wanted.piece.len() as u64;
-            if self.sink.send(wanted.piece).await.is_err() {
+            self.sink.meter.received(wanted.piece.len() as u64);
+            if self.sink.pieces.send(wanted.piece).await.is_err() {
                 // The reader has failed, and says why.
                 return Ok(());
             }
@@ -93,9 +92,9 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    fn cut(&self, error: io::Error) -> Error {
+    fn cut(&self, source: Cause) -> Error {
         let image = self.session.image().to_owned();
-        Error::RegistryUnavailable { image, source: Arc::new(error) }
+        Error::RegistryUnavailable { image, retry_after: None, source }
     }
 
     fn too_long(&self) -> Error {

@@ -5,28 +5,40 @@
 //!  connection ──pieces──▶ sha256 ──▶ gunzip ──▶ sha256 ──▶ unpack ──▶ incoming/<n>/fs
 //!     (async)  bounded    └──────────── one blocking thread ──────────┘
 //! ```
+//!
+//! A blob that is no archive takes the short way, from sha256 to a file.
 
 mod download;
 mod reader;
+mod window;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
+use crate::blob::{Content, Descriptor, LayerBlob};
 use crate::digest::Digest;
 use crate::error::{Error, is_no_space};
-use crate::manifest::{Descriptor, LayerBlob};
+use crate::progress::Meter;
 use crate::registry::Session;
-use crate::unpack::{self, UnpackError, Unpacked};
-use download::download;
+use crate::unpack::{self, Limits, TooLarge, UnpackError, Unpacked};
+use download::{Sink, download};
 use reader::{ArchiveReader, BlobReader, Decoder};
 
-/// Pieces between connection and decompressor. The HTTP client reads at most 400 KiB at a time,
-/// so that this bounds what a layer holds in memory to 2 MiB.
-const PIECES: usize = 4;
+/// Pieces between connection and decompressor. The HTTP client reads at most 400 KiB at a time: with the
+/// pieces at either end and the buffers of decompressor and unpacker, a layer holds at most 2.6 MiB, so
+/// that six at once (15.6 MiB) and the windows of zstd (16 MiB) stay below 32 MiB.
+const PIECES: usize = 3;
+
+/// What a layer may take, and where it is counted.
+pub(crate) struct Bounds {
+    pub(crate) limits: Limits,
+    pub(crate) windows: Arc<Semaphore>,
+    pub(crate) meter: Meter,
+}
 
 /// Downloads `layer` and unpacks it into `directory`, which exists and is empty. Both digests are
 /// verified when this returns well; on failure the directory's content means nothing.
@@ -36,16 +48,20 @@ pub(crate) async fn fetch<T: Send + 'static>(
     session: &Session,
     layer: &LayerBlob,
     directory: Arc<Path>,
+    bounds: Bounds,
     done: impl FnOnce(Result<Unpacked, Error>) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
+    let too_large = |error| too_large(session.image(), layer, error);
+    bounds.limits.check_bytes(layer.blob.size).map_err(too_large)?;
     let (sender, pieces) = mpsc::channel(PIECES);
+    let sink = Sink { pieces: sender, meter: bounds.meter.clone() };
     let blob = BlobReader::new(pieces, layer.blob.size);
     let image = session.image().to_owned();
     let expected = layer.clone();
     let unpacking = tokio::task::spawn_blocking(move || {
-        done(unpack_verified(blob, &expected, &directory, &image))
+        done(unpack_verified(blob, &expected, &directory, &bounds, &image))
     });
-    let downloaded = download(session, &layer.blob, sender).await;
+    let downloaded = download(session, &layer.blob, sink).await;
     let unpacked = unpacking.await.map_err(|panic| {
         let source = Arc::new(io::Error::other(panic));
         Error::Io { action: "unpack a layer".to_owned(), source }
@@ -55,8 +71,14 @@ pub(crate) async fn fetch<T: Send + 'static>(
 }
 
 /// Downloads a small blob into memory. It is as long as its descriptor says and has its digest.
-pub(crate) async fn fetch_small(session: &Session, blob: &Descriptor) -> Result<Vec<u8>, Error> {
+pub(crate) async fn fetch_small(
+    session: &Session,
+    blob: &Descriptor,
+    what: &'static str,
+    meter: Meter,
+) -> Result<Vec<u8>, Error> {
     let (sender, mut pieces) = mpsc::channel::<Bytes>(PIECES);
+    let sink = Sink { pieces: sender, meter };
     let collecting = async {
         let mut content = Vec::new();
         while let Some(piece) = pieces.recv().await {
@@ -65,14 +87,12 @@ pub(crate) async fn fetch_small(session: &Session, blob: &Descriptor) -> Result<
         content
     };
     let (downloaded, content) =
-        futures_util::future::join(download(session, blob, sender), collecting).await;
+        futures_util::future::join(download(session, blob, sink), collecting).await;
     downloaded?;
     let image = session.image().to_owned();
     match Digest::of(&content) {
         actual if actual == blob.digest => Ok(content),
-        actual => {
-            Err(Error::DigestMismatch { image, what: "the config", expected: blob.digest, actual })
-        }
+        actual => Err(Error::DigestMismatch { image, what, expected: blob.digest, actual }),
     }
 }
 
@@ -80,23 +100,53 @@ fn unpack_verified(
     blob: BlobReader,
     layer: &LayerBlob,
     directory: &Path,
+    bounds: &Bounds,
     image: &str,
 ) -> Result<Unpacked, Error> {
-    let damaged = |source: io::Error| Error::Corrupt {
-        image: image.to_owned(),
-        what: format!("layer {}", layer.diff_id),
-        source: Arc::new(source),
+    let damaged = |source: io::Error| match TooLarge::within(&source) {
+        Some(error) => too_large(image, layer, error.clone()),
+        None if source.kind() == io::ErrorKind::Unsupported => {
+            Error::Unsupported { image: image.to_owned(), what: source.to_string() }
+        }
+        None => Error::Corrupt {
+            image: image.to_owned(),
+            what: format!("layer {}", layer.diff_id),
+            source: Arc::new(source),
+        },
     };
-    let mut archive = ArchiveReader::new(Decoder::new(blob).map_err(damaged)?);
-    let unpacked = match unpack::unpack(&mut archive, directory) {
+    if let Content::File(name) = &layer.content {
+        return write_verified(blob, layer, name, directory, bounds, image);
+    }
+    let decoder = Decoder::new(blob, &bounds.windows).map_err(damaged)?;
+    let mut archive = ArchiveReader::new(decoder, bounds.limits);
+    let unpacked = match unpack::unpack(&mut archive, directory, bounds.limits) {
         Ok(unpacked) => unpacked,
         Err(error) => return Err(failed(error, archive, layer, image)),
     };
     let (diff_id, blob) = archive.finish().map_err(damaged)?;
     let digest = blob.finish().map_err(damaged)?;
     verify(image, "a layer's blob", layer.blob.digest, digest)?;
-    verify(image, "a layer's archive", layer.diff_id, diff_id)?;
+    if layer.content == Content::ListedArchive {
+        verify(image, "a layer's archive", layer.diff_id, diff_id)?;
+    }
     Ok(unpacked)
+}
+
+fn write_verified(
+    mut blob: BlobReader,
+    layer: &LayerBlob,
+    name: &Path,
+    directory: &Path,
+    bounds: &Bounds,
+    image: &str,
+) -> Result<Unpacked, Error> {
+    let failed = |source| match TooLarge::within(&source) {
+        Some(error) => too_large(image, layer, error.clone()),
+        None => Error::writing(image, format!("write the file {name:?} of image {image}"), source),
+    };
+    let written = unpack::write_file(&mut blob, name, directory, bounds.limits).map_err(failed)?;
+    verify(image, "a file's blob", layer.blob.digest, blob.finish().map_err(failed)?)?;
+    Ok(written)
 }
 
 /// Why the unpacking failed. Bytes that are not what was promised explain most of it: that is
@@ -108,6 +158,9 @@ fn failed(error: UnpackError, archive: ArchiveReader, layer: &LayerBlob, image: 
     else {
         return refusal(error, layer, image);
     };
+    if let Some(error) = TooLarge::within(source) {
+        return too_large(image, layer, error.clone());
+    }
     if is_no_space(source) {
         return Error::NoSpace { image: image.to_owned(), source: Arc::new(error) };
     }
@@ -126,10 +179,16 @@ fn refusal(error: UnpackError, layer: &LayerBlob, image: &str) -> Error {
     let (image, layer) = (image.to_owned(), layer.diff_id);
     match error {
         UnpackError::Escapes(entry) => Error::Escapes { image, layer, entry },
+        UnpackError::TooLarge { .. } => Error::TooLarge { image, layer, source: Arc::new(error) },
         UnpackError::Entry { .. } | UnpackError::Archive(_) | UnpackError::Root(_) => {
             Error::Corrupt { image, what: format!("layer {layer}"), source: Arc::new(error) }
         }
     }
+}
+
+fn too_large(image: &str, layer: &LayerBlob, error: TooLarge) -> Error {
+    let source = Arc::new(error);
+    Error::TooLarge { image: image.to_owned(), layer: layer.diff_id, source }
 }
 
 fn verify(image: &str, what: &'static str, expected: Digest, actual: Digest) -> Result<(), Error> {

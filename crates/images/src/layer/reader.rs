@@ -2,13 +2,17 @@
 //! hashed on its way. All blocking.
 
 use std::io::{self, BufRead, Read};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::window::Window;
 use crate::digest::Digest;
+use crate::unpack::Limits;
 
 /// What the decompressor fills at a time.
 const PIECE: usize = 128 << 10;
@@ -32,13 +36,25 @@ impl BlobReader {
         Self { pieces, piece: Bytes::new(), hasher: Sha256::new(), missing: size }
     }
 
-    /// Waits for the first bytes and shows them.
-    fn peek(&mut self) -> io::Result<[u8; 4]> {
-        let mut first = [0; 4];
-        let shown = self.fill_buf()?;
-        let length = shown.len().min(first.len());
-        first[..length].copy_from_slice(&shown[..length]);
+    /// Waits for the first bytes and shows them; zeros beyond the blob's end.
+    fn peek(&mut self) -> io::Result<[u8; 6]> {
+        let mut first = [0; 6];
+        self.fill_buf()?;
+        while self.piece.len() < first.len() && self.missing > 0 {
+            let more = self.next_piece()?;
+            self.piece = [&self.piece[..], &more].concat().into();
+        }
+        let length = self.piece.len().min(first.len());
+        first[..length].copy_from_slice(&self.piece[..length]);
         Ok(first)
+    }
+
+    fn next_piece(&mut self) -> io::Result<Bytes> {
+        // The sender goes away early when the download fails or is given up.
+        let piece = self.pieces.blocking_recv().ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.hasher.update(&piece);
+        self.missing = self.missing.saturating_sub(piece.len() as u64);
+        Ok(piece)
     }
 
     /// Reads what is left, and tells the digest of the whole blob.
@@ -56,11 +72,7 @@ impl BlobReader {
 impl BufRead for BlobReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.piece.is_empty() && self.missing > 0 {
-            // The sender goes away early when the download fails or is given up.
-            let piece = self.pieces.blocking_recv().ok_or(io::ErrorKind::UnexpectedEof)?;
-            self.hasher.update(&piece);
-            self.missing = self.missing.saturating_sub(piece.len() as u64);
-            self.piece = piece;
+            self.piece = self.next_piece()?;
         }
         Ok(&self.piece)
     }
@@ -84,16 +96,24 @@ impl Read for BlobReader {
 pub(crate) enum Decoder {
     Plain(BlobReader),
     Gzip(Box<MultiGzDecoder<BlobReader>>),
-    Zstd(Box<zstd::Decoder<'static, BlobReader>>),
+    Zstd { decoder: Box<zstd::Decoder<'static, BlobReader>>, _window: OwnedSemaphorePermit },
 }
 
 impl Decoder {
-    pub(crate) fn new(mut blob: BlobReader) -> io::Result<Self> {
+    /// A stream with a window waits until `windows` has room for it.
+    pub(crate) fn new(mut blob: BlobReader, windows: &Arc<Semaphore>) -> io::Result<Self> {
         let first = blob.peek()?;
         Ok(if first.starts_with(GZIP) {
             Self::Gzip(Box::new(MultiGzDecoder::new(blob)))
-        } else if first == ZSTD || (first[0] & 0xf0 == 0x50 && first[1..] == *ZSTD_SKIPPABLE) {
-            Self::Zstd(Box::new(zstd::Decoder::with_buffer(blob)?))
+        } else if first.starts_with(ZSTD)
+            || (first[0] & 0xf0 == 0x50 && first[1..4] == *ZSTD_SKIPPABLE)
+        {
+            let window = Window::of_stream(first)?;
+            let share = Arc::clone(windows).acquire_many_owned(window.mebibytes());
+            let share = Handle::current().block_on(share).expect("never closed");
+            let mut decoder = zstd::Decoder::with_buffer(blob)?;
+            decoder.window_log_max(window.log())?;
+            Self::Zstd { decoder: Box::new(decoder), _window: share }
         } else {
             Self::Plain(blob)
         })
@@ -103,7 +123,7 @@ impl Decoder {
         match self {
             Self::Plain(blob) => blob,
             Self::Gzip(decoder) => decoder.into_inner(),
-            Self::Zstd(decoder) => decoder.finish(),
+            Self::Zstd { decoder, .. } => decoder.finish(),
         }
     }
 }
@@ -113,7 +133,7 @@ impl Read for Decoder {
         match self {
             Self::Plain(blob) => blob.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
-            Self::Zstd(decoder) => decoder.read(buffer),
+            Self::Zstd { decoder, .. } => decoder.read(buffer),
         }
     }
 }
@@ -125,12 +145,14 @@ pub(crate) struct ArchiveReader {
     position: usize,
     filled: usize,
     hasher: Sha256,
+    limits: Limits,
+    read: u64,
 }
 
 impl ArchiveReader {
-    pub(crate) fn new(decoder: Decoder) -> Self {
-        let buffer = vec![0; PIECE];
-        Self { decoder, buffer, position: 0, filled: 0, hasher: Sha256::new() }
+    pub(crate) fn new(decoder: Decoder, limits: Limits) -> Self {
+        let (buffer, hasher) = (vec![0; PIECE], Sha256::new());
+        Self { decoder, buffer, position: 0, filled: 0, hasher, limits, read: 0 }
     }
 
     fn refill(&mut self) -> io::Result<()> {
@@ -145,7 +167,8 @@ impl ArchiveReader {
             }
         }
         self.hasher.update(&self.buffer[..self.filled]);
-        Ok(())
+        self.read += self.filled as u64;
+        Ok(self.limits.check_bytes(self.read)?)
     }
 
     /// Reads what follows the archive's end mark, and tells the digest of it all.

@@ -1,6 +1,7 @@
 //! What changes a store: a layer or an image is added, an image forgotten, all of it synced.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -10,12 +11,14 @@ use tracing::info;
 use super::directories::{self, Stacked};
 use super::image::Image;
 use super::record::{ImageRecord, LayerRecord, erase, read_record};
-use super::{HeldImage, HeldLayer, Pins, Shared};
+use super::stamp::{LayerStamp, Stamp};
+use super::{HeldImage, HeldLayer, Home, OwnRecord, Pins, Shared};
 use crate::digest::{Digest, ImageId};
 use crate::error::Error;
 use crate::manifest::{MOST_LAYERS, mounted};
 use crate::reference::Reference;
-use crate::unpack::{Unpacked, Usage, measure, open_own_directory};
+use crate::trust::Found;
+use crate::unpack::{Noted, Unpacked, Usage, measure, open_own_directory};
 
 /// An image whose layers are all here.
 pub(crate) struct NewImage<'a> {
@@ -24,9 +27,12 @@ pub(crate) struct NewImage<'a> {
     /// Of what the reference led to: the index, if there is one.
     pub(crate) pulled: Digest,
     pub(crate) manifest: &'a str,
-    pub(crate) config: &'a str,
+    /// None for an artifact.
+    pub(crate) config: Option<&'a str>,
     /// Diff ids, bottom first.
     pub(crate) layers: Vec<Digest>,
+    /// Signatures, if any were asked for.
+    pub(crate) evidence: Option<Found>,
     /// Whoever pulled it still waits.
     pub(crate) wanted: Weak<()>,
 }
@@ -52,16 +58,23 @@ impl Shared {
         unpacked: &Unpacked,
     ) -> io::Result<()> {
         let record =
-            LayerRecord::new(layer, unpacked.usage, &unpacked.invented, &self.options.boot_id);
+            LayerRecord::new(layer, &unpacked.measured, &unpacked.noted, &self.options.boot_id);
         self.places.write_record(&directory.join("layer.json"), &record)?;
         let _writing = self.writing();
         if self.state().layers.contains_key(&layer) {
             erase(directory);
             return Ok(());
         }
+        let stamp = LayerStamp::of_directory(directory)?;
         fs_err::rename(directory, self.places.layer(layer))?;
-        let waits_since = Some(Instant::now());
-        let held = HeldLayer { usage: unpacked.usage, synced: false, waits_since };
+        let held = HeldLayer {
+            home: Home::Own,
+            usage: unpacked.measured.usage,
+            synced: false,
+            stamp,
+            is_counted: true,
+            waits_since: Some(Instant::now()),
+        };
         self.state().layers.insert(layer, held);
         Ok(())
     }
@@ -105,18 +118,25 @@ impl Shared {
             names.sort();
             names.dedup();
         }
+        let mut evidence = known.map(|record| record.evidence.clone()).unwrap_or_default();
+        if let Some(found) = &new.evidence {
+            found.add_to(&mut evidence);
+        }
         let bytes = |layer| state.layers.get(layer).map_or(0, |held| held.usage.bytes);
         let unpacked: u64 = mounted.iter().map(bytes).sum();
+        let told = new.manifest.len() + new.config.map_or(0, str::len);
         ImageRecord {
             version: ImageRecord::VERSION,
             id: new.id,
-            size_bytes: unpacked + (new.manifest.len() + new.config.len()) as u64,
+            size_bytes: unpacked + told as u64,
             manifest: new.manifest.to_owned(),
-            config: new.config.to_owned(),
+            manifest_digest: Some(Digest::of(new.manifest.as_bytes())),
+            config: new.config.map(str::to_owned),
             tags,
             digests,
             layers: new.layers.clone(),
             mounted,
+            evidence,
             boot_id: self.options.boot_id.clone(),
             other: known.map(|record| record.other.clone()).unwrap_or_default(),
         }
@@ -137,7 +157,7 @@ impl Shared {
         self.write_image(record, image).map(drop)
     }
 
-    fn write_image(&self, record: ImageRecord, image: Image) -> io::Result<Arc<Image>> {
+    fn write_image(&self, record: ImageRecord, mut image: Image) -> io::Result<Arc<Image>> {
         let is_same = self.state().images.get(&record.id).is_some_and(|held| {
             ImageRecord { boot_id: held.record.boot_id.clone(), ..record.clone() } == held.record
         });
@@ -146,16 +166,20 @@ impl Shared {
         }
         // The mark is for what is replaced.
         remove_if_there(&self.places.image_mark(record.id))?;
-        let record_bytes = self.places.write_record(&self.places.image(record.id), &record)?;
-        let image = Arc::new(image);
+        let path = self.places.image(record.id);
+        self.places.write_record(&path, &record)?;
+        let own = Some(OwnRecord { synced: false, stamp: Stamp::of(&path)? });
         let mut state = self.state();
+        let additional = state.images.get(&record.id).and_then(|held| held.additional.clone());
+        image.pinned |= additional.is_some();
+        let image = Arc::new(image);
         for layer in &record.mounted {
             if let Some(layer) = state.layers.get_mut(layer) {
                 layer.waits_since = None;
             }
         }
         info!(image = %record.id, tags = ?record.tags, "image stored");
-        let held = HeldImage { image: Arc::clone(&image), record, record_bytes, synced: false };
+        let held = HeldImage { image: Arc::clone(&image), record, own, additional };
         state.images.insert(image.id, held);
         Ok(image)
     }
@@ -163,10 +187,12 @@ impl Shared {
     /// Makes the layer of directories that a stack needs on top, if it does.
     fn directory_layer(self: &Arc<Self>, stack: &[Digest]) -> io::Result<Option<(Digest, Pins)>> {
         let mut stacked = Vec::with_capacity(stack.len());
-        let mut names = "directories\n".to_owned();
+        let mut names = "directories, 2\n".to_owned();
         for layer in stack {
-            let record: LayerRecord = read_record(&self.places.layer_record(*layer))?;
-            stacked.push(Stacked::open(&self.places.layer_root(*layer), record.invented())?);
+            let home = self.state().layers.get(layer).map_or(Home::Own, |held| held.home.clone());
+            let places = self.places_of(&home);
+            let record: LayerRecord = read_record(&places.layer_record(*layer))?;
+            stacked.push(Stacked::open(&places.layer_root(*layer), record.noted())?);
             names.push_str(&format!("{layer}\n"));
         }
         let plan = directories::plan(&stacked)?;
@@ -181,23 +207,31 @@ impl Shared {
             let make = || {
                 let root = directory.join("fs");
                 directories::build(&plan, &root)?;
-                let usage = measure(std::os::fd::AsFd::as_fd(&open_own_directory(&root)?))?;
-                self.commit_layer(layer, &directory, &Unpacked { invented: Vec::new(), usage })
+                let measured = measure(open_own_directory(&root)?.as_fd(), &self.options.limits)?;
+                let unpacked = Unpacked { noted: Noted::default(), measured };
+                self.commit_layer(layer, &directory, &unpacked)
             };
             make().inspect_err(|_| erase(&directory))?;
         }
         Ok(Some((layer, pins)))
     }
 
-    /// Removes an image's record, and with it all its names.
+    /// Removes an image's record, and with it all its names. An additional store's record cannot
+    /// be removed: the image is as it was before anything was pulled here.
     pub(super) fn forget(&self, image: &Image) -> Result<(), Error> {
         let _writing = self.writing();
+        if self.state().images.get(&image.id).is_some_and(|held| held.own.is_none()) {
+            return Err(Error::ReadOnly { image: image.id.to_string() });
+        }
         let remove = || {
             remove_if_there(&self.places.image_mark(image.id))?;
             remove_if_there(&self.places.image(image.id))
         };
         remove().map_err(|error| Error::io("remove an image", error))?;
-        self.state().images.remove(&image.id);
+        let mut state = self.state();
+        let additional = state.images.remove(&image.id).and_then(|held| held.additional);
+        additional.into_iter().for_each(|record| state.take_additional(record));
+        drop(state);
         info!(image = %image.id, "image removed");
         Ok(())
     }
@@ -206,8 +240,9 @@ impl Shared {
     pub(super) fn sync(&self) -> io::Result<()> {
         let (layers, images): (Vec<_>, Vec<_>) = {
             let state = self.state();
-            let layers = state.layers.iter().filter(|(_, held)| !held.synced);
-            let images = state.images.values().filter(|held| !held.synced);
+            let layers = state.layers.iter().filter(|(_, held)| held.is_own() && !held.synced);
+            let is_new = |held: &&HeldImage| held.own.as_ref().is_some_and(|own| !own.synced);
+            let images = state.images.values().filter(is_new);
             (
                 layers.map(|(layer, held)| (*layer, held.usage)).collect(),
                 images.map(|held| held.record.clone()).collect(),
@@ -241,15 +276,17 @@ impl Shared {
     fn mark_image(&self, record: &ImageRecord) -> io::Result<()> {
         if self.state().images.get(&record.id).is_some_and(|held| held.record == *record) {
             fs_err::File::create(self.places.image_mark(record.id))?;
-            if let Some(held) = self.state().images.get_mut(&record.id) {
-                held.synced = true;
+            let mut state = self.state();
+            let own = state.images.get_mut(&record.id).and_then(|held| held.own.as_mut());
+            if let Some(own) = own {
+                own.synced = true;
             }
         }
         Ok(())
     }
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs_err::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,

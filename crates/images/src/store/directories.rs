@@ -4,6 +4,9 @@
 //! which overlayfs would show instead of the lower layers' 1777. So what a layer had to invent is
 //! noted, and an image where that would show gets one more layer, on top, of nothing but
 //! directories with the attributes that unpacking one layer over the other would have given.
+//!
+//! The same layer has the directories with whiteouts that no other layer has: overlayfs lists the
+//! whiteouts of a directory (as names that are not there) unless it merges it with another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -19,7 +22,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::unpack::{is_whiteout, open_directory, open_own_directory};
+use crate::unpack::{Noted, is_whiteout, open_directory, open_own_directory};
 
 const OPAQUE: &str = "trusted.overlay.opaque";
 /// The kernel's limits on the list of names and on one value (XATTR_LIST_MAX, XATTR_SIZE_MAX).
@@ -29,14 +32,14 @@ const LARGEST_XATTR: usize = 64 << 10;
 pub(crate) struct Stacked {
     root: OwnedFd,
     invented: BTreeSet<PathBuf>,
+    whiteouts_in: Vec<PathBuf>,
 }
 
 impl Stacked {
-    pub(crate) fn open(
-        root: &Path,
-        invented: impl IntoIterator<Item = PathBuf>,
-    ) -> io::Result<Self> {
-        Ok(Self { root: open_own_directory(root)?, invented: invented.into_iter().collect() })
+    pub(crate) fn open(root: &Path, noted: Noted) -> io::Result<Self> {
+        let Noted { invented, whiteouts_in } = noted;
+        let invented = invented.into_iter().collect();
+        Ok(Self { root: open_own_directory(root)?, invented, whiteouts_in })
     }
 }
 
@@ -47,15 +50,46 @@ pub(crate) fn plan(stack: &[Stacked]) -> io::Result<BTreeMap<PathBuf, OwnedFd>> 
     let mut plan = BTreeMap::new();
     for path in invented {
         if let Shown { directory: Some(directory), covered: true } = shown(stack, path)? {
-            for parent in path.ancestors().skip(1) {
-                if let Some(directory) = shown(stack, parent)?.directory {
-                    plan.entry(parent.to_owned()).or_insert(directory);
-                }
-            }
-            plan.insert(path.clone(), directory);
+            add(&mut plan, stack, path, directory)?;
+        }
+    }
+    // The root is always merged: with the container's own.
+    let holding = stack.iter().flat_map(|layer| &layer.whiteouts_in);
+    for path in holding.filter(|path| !path.as_os_str().is_empty()) {
+        if let (Some(directory), 1) = (shown(stack, path)?.directory, merged(stack, path)?) {
+            add(&mut plan, stack, path, directory)?;
         }
     }
     Ok(plan)
+}
+
+/// Plans `path`, like `directory`, and its parents.
+fn add(
+    plan: &mut BTreeMap<PathBuf, OwnedFd>,
+    stack: &[Stacked],
+    path: &Path,
+    directory: OwnedFd,
+) -> io::Result<()> {
+    for parent in path.ancestors().skip(1) {
+        if let Some(directory) = shown(stack, parent)?.directory {
+            plan.entry(parent.to_owned()).or_insert(directory);
+        }
+    }
+    plan.insert(path.to_owned(), directory);
+    Ok(())
+}
+
+/// How many layers' directories are shown as one at `path`.
+fn merged(stack: &[Stacked], path: &Path) -> io::Result<usize> {
+    let mut directories = 0;
+    for layer in stack {
+        let found = find(layer.root.as_fd(), path)?;
+        directories += usize::from(found.directory.is_some());
+        if found.hides_lower {
+            break;
+        }
+    }
+    Ok(directories)
 }
 
 /// Makes the planned directories in `into`.
@@ -204,7 +238,10 @@ mod tests {
                 }
             }
         }
-        Stacked::open(&root, invented).unwrap()
+        let whiteouts = content.iter().filter_map(|path| path.strip_prefix('-'));
+        let whiteouts_in = whiteouts.map(|path| Path::new(path).parent().unwrap().to_owned());
+        let noted = Noted { invented, whiteouts_in: whiteouts_in.collect() };
+        Stacked::open(&root, noted).unwrap()
     }
 
     #[test]
@@ -223,6 +260,11 @@ mod tests {
             (&[&["?a"]], &[]),
             (&[&["?"], &["x"]], &[""]),
             (&[&[], &["?"]], &[]),
+            (&[&["a", "-a/x"], &[]], &["", "a"]),
+            (&[&["a", "-a/x"], &["a"]], &[]),
+            (&[&["a"], &["a", "-a/x"]], &[]),
+            (&[&["-a"], &["a", "-a/x"]], &[]),
+            (&[&["-x"], &[]], &[]),
         ] {
             let root = tempfile::tempdir().unwrap();
             let stack: Vec<_> = layers

@@ -1,5 +1,7 @@
 //! An image as the store knows it.
 
+use std::sync::Arc;
+
 use oci_spec::image::ImageConfiguration;
 
 use crate::digest::{Digest, ImageId};
@@ -7,6 +9,7 @@ use crate::error::Error;
 use crate::manifest::parse_config;
 use crate::reference::Reference;
 use crate::store::record::ImageRecord;
+use crate::trust::Evidence;
 
 /// A complete image. What the registry calls it may change; a changed image is a new value.
 #[derive(Clone, Debug)]
@@ -18,13 +21,16 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Its distinct layers, unpacked, and its config and manifest. Never zero.
     pub size_bytes: u64,
-    pub config: ImageConfiguration,
+    /// None: it is an artifact, which no container can run from.
+    pub config: Option<Arc<ImageConfiguration>>,
     /// Diff ids, bottom first, repeated ones repeated.
     pub layers: Vec<Digest>,
     /// The node's configuration says that it is never to be collected.
     pub pinned: bool,
     /// What overlayfs mounts, top first.
     pub(crate) mounted: Vec<Digest>,
+    /// Signatures that came with the pulls.
+    pub(crate) evidence: Vec<Arc<Evidence>>,
 }
 
 /// Whom an image's processes run as, by its config, without the group.
@@ -37,7 +43,7 @@ pub enum User {
 impl Image {
     /// The config's user; none means that the config does not say (then it is root).
     pub fn user(&self) -> Option<User> {
-        let user = self.config.config().as_ref()?.user().as_deref()?;
+        let user = self.config.as_ref()?.config().as_ref()?.user().as_deref()?;
         let name = user.split(':').next().unwrap_or_default();
         if name.is_empty() {
             return None;
@@ -46,20 +52,27 @@ impl Image {
     }
 
     pub(crate) fn from_record(record: &ImageRecord, pinned: &[String]) -> Result<Self, String> {
-        if Digest::of(record.config.as_bytes()) != record.id.digest() {
-            return Err("config and id differ".to_owned());
+        let named = record.config.as_ref().unwrap_or(&record.manifest);
+        if Digest::of(named.as_bytes()) != record.id.digest() {
+            return Err("content and id differ".to_owned());
         }
-        let config = parse_config(record.config.as_bytes()).map_err(|error| error.to_string())?;
+        let manifest = Digest::of(record.manifest.as_bytes());
+        if record.manifest_digest.is_some_and(|known| known != manifest) {
+            return Err("the manifest differs from its digest".to_owned());
+        }
+        let config = record.config.as_ref().map(|config| parse_config(config.as_bytes()));
+        let config = config.transpose().map_err(|error| error.to_string())?;
         let names = || record.tags.iter().chain(&record.digests);
         Ok(Self {
             id: record.id,
             tags: record.tags.clone(),
             digests: record.digests.clone(),
             size_bytes: record.size_bytes,
-            config,
+            config: config.map(Arc::new),
             layers: record.layers.clone(),
             pinned: names().any(|name| pinned.iter().any(|pattern| matches(pattern, name))),
             mounted: record.mounted.clone(),
+            evidence: record.evidence.clone(),
         })
     }
 

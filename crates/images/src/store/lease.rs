@@ -9,6 +9,7 @@ use tracing::{debug, warn};
 
 use super::{Shared, State};
 use crate::digest::{Digest, ImageId};
+use crate::error::Error;
 use crate::store::record::erase;
 
 /// How long a layer of an interrupted pull waits for the next try.
@@ -38,8 +39,13 @@ impl Lease {
 
     /// What overlayfs mounts, top first, each directory once.
     pub fn lower_directories(&self) -> Vec<PathBuf> {
-        let places = &self.pins.shared.places;
-        self.pins.layers.iter().map(|layer| places.layer_root(*layer)).collect()
+        let shared = &self.pins.shared;
+        let state = shared.state();
+        let root_of = |layer: &Digest| match state.layers.get(layer) {
+            Some(held) => shared.places_of(&held.home).layer_root(*layer),
+            None => shared.places.layer_root(*layer),
+        };
+        self.pins.layers.iter().map(root_of).collect()
     }
 }
 
@@ -77,6 +83,15 @@ impl Drop for Pins {
 }
 
 impl Shared {
+    /// What a failed pull leaves waits for the next try, unless the disk is full: then the space
+    /// is needed more.
+    pub(crate) fn fail_pull(&self, error: &Error) {
+        if matches!(error, Error::NoSpace { .. }) {
+            self.state().layers.values_mut().for_each(|layer| layer.waits_since = None);
+            self.collect();
+        }
+    }
+
     /// Takes out of sight what no image and nobody else needs, and removes it in the background.
     pub(super) fn collect(&self) {
         let _writing = self.writing();
@@ -106,7 +121,8 @@ impl State {
             .iter()
             .filter(|(layer, held)| {
                 let waits = held.waits_since.is_some_and(|since| now - since < KEPT_FOR_RETRY);
-                !used.contains(*layer) && !self.references.contains_key(*layer) && !waits
+                let is_needed = used.contains(*layer) || self.references.contains_key(*layer);
+                held.is_own() && !is_needed && !waits
             })
             .map(|(layer, _)| *layer)
             .collect();

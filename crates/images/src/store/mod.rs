@@ -4,29 +4,34 @@
 //! touch the disk. Changes are made one at a time (`writing`), never while the maps are locked for
 //! longer than it takes to read or change them.
 
+mod additional;
 mod commit;
 mod directories;
 mod image;
 mod lease;
 mod open;
 mod record;
+mod stamp;
+mod verify;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-
 use crate::auth::NodeCredentials;
+use crate::certificates::Certificates;
 use crate::digest::{Digest, ImageId};
 use crate::error::Error;
 use crate::platform::Platform;
+use crate::progress::{Progress, PullCounts, PullProgress};
 use crate::pull::Jobs;
 use crate::reference::Reference;
 use crate::registries::Registries;
+use crate::registry::Connections;
+use crate::shares::Shares;
 
 pub(crate) use commit::NewImage;
 use image::Lookup;
@@ -34,23 +39,38 @@ pub use image::{Image, User};
 pub use lease::Lease;
 pub(crate) use lease::Pins;
 use record::{ImageRecord, Places};
+use stamp::{LayerStamp, Stamp};
 
+use crate::trust::{Evidence, Trust};
+use crate::unpack::Limits;
 pub use crate::unpack::Usage;
+
+/// What a file of a record takes at least.
+const PAGE: u64 = 4096;
 
 /// How a store behaves.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Most layers that are downloaded and unpacked at once, over all pulls; also of one pull.
+    /// Most layers of one pull that are downloaded and unpacked at once. All pulls share as many;
+    /// beyond them, up to as many pulls that have none have one.
     pub parallel_layers: NonZeroUsize,
+    /// What one layer may be at most.
+    pub limits: Limits,
     /// What images must run on.
     pub platform: Platform,
     /// Of the running kernel, `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
     /// Images never to be collected: exact names, `prefix*`, `*keyword*`.
     pub pinned: Vec<String>,
+    /// Directories with stores that somebody else keeps: read, never written to.
+    pub additional_stores: Vec<PathBuf>,
     pub registries: Arc<Registries>,
     /// Used for pulls whose caller brings no credentials.
     pub node_credentials: NodeCredentials,
+    /// Which images may be pulled and used.
+    pub trust: Trust,
+    /// Of registries, besides the system's.
+    pub certificates: Certificates,
     /// A connection on which nothing arrives for so long is given up and made anew.
     pub stall_timeout: Duration,
 }
@@ -60,13 +80,21 @@ impl StoreOptions {
     pub fn new(boot_id: impl Into<String>) -> Self {
         Self {
             parallel_layers: const { NonZeroUsize::new(6).unwrap() },
+            limits: Limits::default(),
             platform: Platform::host(),
             boot_id: boot_id.into(),
             pinned: Vec::new(),
+            additional_stores: Vec::new(),
             registries: Arc::default(),
             node_credentials: NodeCredentials::default(),
+            trust: Trust::default(),
+            certificates: Certificates::default(),
             stall_timeout: Duration::from_secs(30),
         }
+    }
+
+    fn connections(&self) -> Connections {
+        Connections::new(self.certificates.clone(), self.stall_timeout)
     }
 }
 
@@ -86,14 +114,17 @@ pub(crate) struct Shared {
     pub(crate) layer_jobs: Jobs<()>,
     pub(crate) config_jobs: Jobs<Arc<[u8]>>,
     /// Layers under way.
-    pub(crate) slots: Semaphore,
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) progress: Progress,
 }
 
-/// Where images come from; replaced whole.
+/// Where images come from, and which; replaced whole.
 #[derive(Clone)]
 pub(crate) struct Sources {
     pub(crate) registries: Arc<Registries>,
     pub(crate) node_credentials: NodeCredentials,
+    pub(crate) trust: Trust,
+    pub(crate) connections: Connections,
 }
 
 #[derive(Default)]
@@ -104,13 +135,22 @@ struct State {
     references: HashMap<Digest, usize>,
     /// Nothing is collected before whoever holds leases has renewed them.
     collecting: bool,
+    /// What damaged layers take that somebody mounts: they are there until the next boot.
+    set_aside: Usage,
 }
 
 struct HeldImage {
     image: Arc<Image>,
     record: ImageRecord,
-    record_bytes: u64,
+    /// Our own record on disk; none if only an additional store has the image.
+    own: Option<OwnRecord>,
+    /// What an additional store says of the image.
+    additional: Option<ImageRecord>,
+}
+
+struct OwnRecord {
     synced: bool,
+    stamp: Stamp,
 }
 
 impl std::ops::Deref for HeldImage {
@@ -121,10 +161,21 @@ impl std::ops::Deref for HeldImage {
     }
 }
 
-#[derive(Clone, Copy)]
+/// Which store has something.
+#[derive(Clone)]
+enum Home {
+    Own,
+    Additional(Arc<Places>),
+}
+
+#[derive(Clone)]
 struct HeldLayer {
+    home: Home,
     usage: Usage,
     synced: bool,
+    stamp: LayerStamp,
+    /// This process has made it, or counted what it consists of.
+    is_counted: bool,
     /// Since when it waits for its image, if it never had one.
     waits_since: Option<Instant>,
 }
@@ -143,10 +194,22 @@ impl Store {
         open::open(root, options).map_err(|error| Error::io("open the image store", error))
     }
 
-    /// Takes new rules for where images come from. Pulls under way keep theirs.
-    pub fn use_sources(&self, registries: Arc<Registries>, node_credentials: NodeCredentials) {
+    /// Takes new rules for where images come from, and which. Pulls under way keep theirs.
+    pub fn use_sources(
+        &self,
+        registries: Arc<Registries>,
+        node_credentials: NodeCredentials,
+        trust: Trust,
+        certificates: Certificates,
+    ) {
+        let connections = Connections::new(certificates, self.shared.options.stall_timeout);
         let mut sources = self.shared.sources.write().unwrap_or_else(PoisonError::into_inner);
-        *sources = Sources { registries, node_credentials };
+        *sources = Sources { registries, node_credentials, trust, connections };
+    }
+
+    /// Which images may be used, by the files as they were read last.
+    pub fn trust(&self) -> Trust {
+        self.sources().trust
     }
 
     /// Every image, by id. No IO.
@@ -178,7 +241,8 @@ impl Store {
     }
 
     /// Removes the image that `name` is one of the names of, with all its names; an unknown one
-    /// counts as removed. Layers that are leased stay until their leases end; the rest is taken
+    /// counts as removed, and one of an additional store is refused, but for the names that it
+    /// was pulled by here. Layers that are leased stay until their leases end; the rest is taken
     /// out of sight at once and removed in the background. Blocking, but short.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         let Some(image) = self.find(name)? else { return Ok(()) };
@@ -198,11 +262,20 @@ impl Store {
     }
 
     /// Renews a lease that an earlier process held: `layers` as [`Lease::layers`] told them. The
-    /// image itself may be gone.
+    /// image itself may be gone; so may some of the layers: the others stay.
     pub fn lease_layers(&self, layers: Vec<Digest>, image: ImageId) -> Result<Lease, Error> {
         let mut state = self.shared.state();
-        if let Some(layer) = layers.iter().find(|layer| !state.layers.contains_key(layer)) {
+        let mut missing = layers.iter().filter(|layer| !state.layers.contains_key(layer));
+        if missing.clone().count() == layers.len()
+            && let Some(layer) = missing.next()
+        {
             return Err(Error::NoSuchLayer { layer: *layer, image: image.to_string() });
+        }
+        // Nobody is about to pull them again: when the lease ends they can go.
+        for layer in &layers {
+            if let Some(held) = state.layers.get_mut(layer) {
+                held.waits_since = None;
+            }
         }
         Ok(Lease::new(image, Pins::new(&self.shared, &mut state, layers)))
     }
@@ -214,21 +287,28 @@ impl Store {
         self.shared.collect();
     }
 
-    /// What the store takes of its disk, as recorded when each thing was made. No IO.
+    /// What the store takes of its disk, as recorded when each thing was made. What is being made or
+    /// removed is not in it: it does not stay so. No IO.
     pub fn usage(&self) -> Usage {
-        /// What a file of a record takes at least.
-        const PAGE: u64 = 4096;
         let state = self.shared.state();
-        let mut usage = Usage::default();
-        for layer in state.layers.values() {
-            usage += layer.usage;
-            // Its directory and its record.
-            usage += Usage { bytes: 2 * PAGE, inodes: 2 };
+        let mut usage = state.set_aside;
+        for layer in state.layers.values().filter(|layer| layer.is_own()) {
+            usage += layer.whole_usage();
         }
-        for image in state.images.values() {
-            usage += Usage { bytes: image.record_bytes.next_multiple_of(PAGE), inodes: 1 };
+        for own in state.images.values().filter_map(|image| image.own.as_ref()) {
+            usage += Usage { bytes: own.stamp.length().next_multiple_of(PAGE), inodes: 1 };
         }
         usage
+    }
+
+    /// The pulls under way, the oldest first. No IO.
+    pub fn pulls(&self) -> Vec<PullProgress> {
+        self.shared.progress.pulls(|layer| self.has_layer(layer))
+    }
+
+    /// What all pulls of this process have come to. No IO.
+    pub fn pull_counts(&self) -> PullCounts {
+        self.shared.progress.counts()
     }
 
     /// Flushes what is new to the disk and marks it as safe from a power cut. Slow: a background
@@ -251,7 +331,16 @@ impl Store {
     /// The config of an image that is already here.
     pub(crate) fn config(&self, id: ImageId) -> Option<Arc<[u8]>> {
         let state = self.shared.state();
-        state.images.get(&id).map(|held| held.record.config.as_bytes().into())
+        let config = state.images.get(&id)?.record.config.as_ref()?;
+        Some(config.as_bytes().into())
+    }
+
+    /// The signatures that an image of this repository came with, by what its name led to.
+    pub(crate) fn evidence(&self, repository: &str, manifests: &[Digest]) -> Option<Arc<Evidence>> {
+        let state = self.shared.state();
+        let mut all = state.images.values().flat_map(|held| &held.record.evidence);
+        let found = all.find(|kept| kept.repository == repository && kept.manifests == manifests);
+        found.cloned()
     }
 
     /// Keeps layers from collection, held or still to come.
@@ -268,6 +357,26 @@ impl Shared {
 
     fn writing(&self) -> MutexGuard<'_, ()> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places_of<'a>(&'a self, home: &'a Home) -> &'a Places {
+        match home {
+            Home::Own => &self.places,
+            Home::Additional(places) => places,
+        }
+    }
+}
+
+impl HeldLayer {
+    fn is_own(&self) -> bool {
+        matches!(self.home, Home::Own)
+    }
+
+    /// With its directory and its record.
+    fn whole_usage(&self) -> Usage {
+        let mut usage = self.usage;
+        usage += Usage { bytes: 2 * PAGE, inodes: 2 };
+        usage
     }
 }
 

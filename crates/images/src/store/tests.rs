@@ -1,5 +1,6 @@
 //! What survives which kind of crash.
 
+use std::os::fd::AsFd;
 use std::sync::Weak;
 
 use super::*;
@@ -19,7 +20,7 @@ impl Home {
         Store::open(self.directory.path(), StoreOptions::new(boot)).unwrap()
     }
 
-    fn path(&self, path: &str) -> std::path::PathBuf {
+    fn path(&self, path: &str) -> PathBuf {
         self.directory.path().join(path)
     }
 
@@ -28,8 +29,9 @@ impl Home {
         let layer = Digest::of(name.as_bytes());
         let made = store.shared.incoming_layer().unwrap();
         fs_err::write(made.join("fs/file"), name).unwrap();
-        let usage = Usage { bytes: 4096, inodes: 2 };
-        let unpacked = Unpacked { invented: Vec::new(), usage };
+        let root = crate::unpack::open_own_directory(&made.join("fs")).unwrap();
+        let measured = crate::unpack::measure(root.as_fd(), &Limits::default()).unwrap();
+        let unpacked = Unpacked { noted: crate::unpack::Noted::default(), measured };
         store.shared.commit_layer(layer, &made, &unpacked).unwrap();
         self.name(store, name, layer)
     }
@@ -43,11 +45,36 @@ impl Home {
             reference: &Reference::parse(name, None).unwrap(),
             pulled: Digest::of(b"manifest"),
             manifest: "{}",
-            config: &config,
+            config: Some(&config),
             layers: vec![layer],
+            evidence: None,
             wanted: Arc::downgrade(&self.wanted),
         };
         store.shared.commit_image(&new).unwrap()
+    }
+}
+
+/// What is in layers may be set-uid.
+#[test]
+fn nobody_but_root_enters_a_store_of_any_age_and_anothers_store_is_left_alone() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (home, additional) = (Home::new(), Home::new());
+    let names = ["layers", "images", "incoming", "damaged"];
+    for (home, name) in [&home, &additional].into_iter().flat_map(|home| names.map(|n| (home, n))) {
+        fs_err::create_dir(home.path(name)).unwrap();
+        fs_err::set_permissions(home.path(name), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let mut options = StoreOptions::new("one");
+    options.additional_stores = vec![additional.directory.path().to_owned()];
+    let fresh = Home::new();
+    let mode = |path: PathBuf| fs_err::metadata(path).unwrap().permissions().mode() & 0o7777;
+    drop(Store::open(home.directory.path(), options).unwrap());
+    drop(fresh.open("one"));
+    for name in names {
+        assert_eq!(mode(home.path(name)), 0o700, "{name}");
+        assert_eq!(mode(fresh.path(name)), 0o700, "{name}");
+        assert_eq!(mode(additional.path(name)), 0o755, "{name}");
     }
 }
 
@@ -188,8 +215,9 @@ fn a_pull_that_was_given_up_adds_no_image() {
         reference: &Reference::parse("a", None).unwrap(),
         pulled: Digest::of(b"manifest"),
         manifest: "{}",
-        config: &config,
+        config: Some(&config),
         layers: vec![layer],
+        evidence: None,
         wanted: Weak::new(),
     };
     let error = store.shared.commit_image(&given_up).unwrap_err();
