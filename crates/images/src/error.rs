@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::digest::Digest;
 
@@ -24,6 +25,9 @@ pub enum Error {
     /// The store has no such image.
     #[error("no such image: {image}")]
     NoSuchImage { image: String },
+    /// Only a store that is not ours to change has the image.
+    #[error("image {image} belongs to a read-only store")]
+    ReadOnly { image: String },
     /// The store has lost a layer that somebody mounts.
     #[error("layer {layer} of image {image} is not in the store")]
     NoSuchLayer { layer: Digest, image: String },
@@ -36,10 +40,22 @@ pub enum Error {
     /// What the caller sent as credentials cannot be used.
     #[error("unusable credentials: {reason}")]
     Credentials { reason: &'static str },
+    /// A program that knows the node's credentials did not tell them.
+    #[error("credential helper {helper:?} failed")]
+    CredentialHelper { helper: String, source: Cause },
     /// The registry cannot be reached, or fails to answer properly. Worth another try later. The
     /// kubelet knows the message by its first word.
     #[error("RegistryUnavailable: {image}")]
-    RegistryUnavailable { image: String, source: Cause },
+    RegistryUnavailable {
+        image: String,
+        /// When the registry said that it would like to be asked again.
+        retry_after: Option<Duration>,
+        source: Cause,
+    },
+    /// The policy does not accept the image, or none of its signatures. The kubelet knows the
+    /// message by its first word.
+    #[error("SignatureValidationFailed: {image}")]
+    SignatureRejected { image: String, source: Cause },
     /// `registries.conf` forbids it.
     #[error("image {image} is blocked by registries.conf (prefix {prefix:?})")]
     Blocked { image: String, prefix: String },
@@ -55,6 +71,9 @@ pub enum Error {
     /// A layer's entry points outside its root.
     #[error("image {image}: layer {layer}: entry {entry:?} points outside the layer")]
     Escapes { image: String, layer: Digest, entry: PathBuf },
+    /// A layer that is larger than configured, in bytes or in entries; or deeper.
+    #[error("image {image}: layer {layer} is too large")]
+    TooLarge { image: String, layer: Digest, source: Cause },
     /// More distinct layers than overlayfs can stack.
     #[error("image {image} has {layers} distinct layers, the kernel can mount {most}")]
     TooManyLayers { image: String, layers: usize, most: usize },
@@ -93,16 +112,20 @@ impl Error {
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
             | Self::RegistryUnavailable { .. }
+            | Self::SignatureRejected { .. }
             | Self::DigestMismatch { .. }
             | Self::Unsupported { .. }
             | Self::Corrupt { .. }
             | Self::Escapes { .. }
+            | Self::TooLarge { .. }
             | Self::TooManyLayers { .. } => true,
             Self::InvalidReference { .. }
             | Self::Ambiguous { .. }
             | Self::NoSuchImage { .. }
             | Self::NoSuchLayer { .. }
+            | Self::ReadOnly { .. }
             | Self::Credentials { .. }
+            | Self::CredentialHelper { .. }
             | Self::Blocked { .. }
             | Self::NoSpace { .. }
             | Self::Config { .. }

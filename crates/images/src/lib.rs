@@ -12,24 +12,36 @@
 
 #![forbid(unsafe_code)]
 
+mod artifact;
 mod auth;
+mod blob;
+mod certificates;
 mod digest;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod layer;
 mod manifest;
 mod platform;
+mod progress;
 mod pull;
 mod reference;
 mod registries;
 mod registry;
+mod shares;
 mod store;
+mod trust;
 mod unpack;
 
 pub use auth::{AuthFields, Credentials, NodeCredentials};
+pub use certificates::Certificates;
 pub use digest::{Digest, ImageId};
 pub use error::Error;
 pub use platform::Platform;
+pub use progress::{PullCounts, PullProgress};
 pub use pull::PullRequest;
 pub use reference::Reference;
-pub use registries::Registries;
+pub use registries::{Registries, Unqualified};
 pub use store::{Image, Lease, Store, StoreOptions, Usage, User};
+pub use trust::{Trust, TrustFiles};
+pub use unpack::Limits;

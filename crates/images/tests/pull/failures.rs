@@ -48,8 +48,30 @@ async fn a_cut_or_stalled_download_goes_on_where_it_ended() {
 
         let requests = registry.requests(layer);
         assert_eq!(requests.len(), count + 1);
-        let offsets: Vec<_> = requests.iter().map(|request| request.offset.unwrap()).collect();
+        let offsets: Vec<_> = requests.iter().map(|request| request.offset.unwrap_or(0)).collect();
         assert!(offsets.is_sorted(), "no byte is asked for twice: {offsets:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_was_not_asked_for_is_not_taken_for_the_one_that_was() {
+    let image = noisy_image();
+    let layer = image.layers[0].digest();
+    for (fault, offsets) in [
+        (Fault::Range(Some(50_000)), &[None, Some(100_000)][..]),
+        (Fault::Range(Some(150_000)), &[None, Some(100_000), None]),
+        (Fault::Range(None), &[None, Some(100_000), None]),
+    ] {
+        let registry = Scripted::start().await;
+        registry.put("noisy:1", &image);
+        registry.fail(layer, 1, Fault::Cut(100_000));
+        registry.fail(layer, 1, fault);
+        let test = TestStore::new(&[&registry.host]);
+        let pulled = test.pull(&format!("{}/noisy:1", registry.host)).await.unwrap();
+        assert_eq!(test.read(&pulled, "noise"), noise());
+        let requests = registry.requests(layer);
+        let asked: Vec<_> = requests.iter().map(|request| request.offset).collect();
+        assert_eq!(asked, offsets);
     }
 }
 

@@ -3,12 +3,14 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use cria_images::{Credentials, Error, NodeCredentials};
+use cria_images::{Certificates, Credentials, Error, NodeCredentials, Trust};
 use serde_json::json;
 
 use crate::support::{
     Blob, OCI_GZIP, OCI_INDEX, OCI_TAR, OCI_ZSTD, Registry, TestImage, TestStore, gzip, tar_of,
 };
+
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 fn user(password: &str) -> Credentials {
     Credentials::Basic { username: "user".to_owned(), password: password.to_owned() }
@@ -115,6 +117,41 @@ async fn every_kind_of_layer_and_manifest_is_pulled() {
     let pulled = test.pull(&format!("{}/kinds:index", scripted.host)).await.unwrap();
     assert_eq!(pulled.id.to_string(), image.id());
     assert_eq!(pulled.digests, [format!("{}/kinds@{}", scripted.host, index.digest())]);
+
+    let text = String::from_utf8(index.bytes).unwrap().replace(OCI_INDEX, DOCKER_LIST);
+    let list = blob(DOCKER_LIST, text.into_bytes());
+    scripted.put_at("/v2/kinds/manifests/list".to_owned(), &list);
+    let pulled = test.pull(&format!("{}/kinds:list", scripted.host)).await.unwrap();
+    assert_eq!(pulled.id.to_string(), image.id());
+    let digest = format!("{}/kinds@{}", scripted.host, list.digest());
+    assert!(pulled.digests.contains(&digest), "{:?}", pulled.digests);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_with_tag_and_digest_means_the_digest() {
+    let registry = Registry::start().await;
+    let [old, new] = [b"old", b"new"].map(|content| TestImage::of(&[tar_of(&[("a", content)])]));
+    registry.push("app:1", &old).await;
+    registry.push("app:1", &new).await;
+    let test = TestStore::new(&[&registry.host]);
+    let repository = format!("{}/app", registry.host);
+    let digest = old.manifest.digest();
+    // Wherever the tag points by now, and also if there is none.
+    for name in [format!("{repository}:1@{digest}"), format!("{repository}:none@{digest}")] {
+        let pulled = test.pull(&name).await.unwrap();
+        assert_eq!(pulled.id.to_string(), old.id(), "{name}");
+        assert!(pulled.tags.is_empty(), "the registry was not asked for the tag");
+        assert_eq!(pulled.digests, [format!("{repository}@{digest}")]);
+        let found = test.store.find(&name).unwrap().unwrap();
+        assert_eq!(found.id, pulled.id, "{name}");
+    }
+    let name = format!("{repository}:1");
+    assert!(test.store.find(&name).unwrap().is_none());
+    assert_eq!(test.pull(&name).await.unwrap().id.to_string(), new.id());
+    let found = test.store.find(&format!("{name}@{digest}")).unwrap().unwrap();
+    assert_eq!(found.id.to_string(), old.id());
+    test.store.remove(&format!("{name}@{digest}")).unwrap();
+    assert_eq!(test.store.list().len(), 1, "the other stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,16 +211,17 @@ async fn the_nodes_credentials_serve_callers_without_any() {
     assert!(test.pull(&name).await.is_err());
 
     let registries = crate::support::registries(test.directory.path(), &[&registry.host], "");
-    test.store.use_sources(registries, NodeCredentials::load(&path).unwrap());
+    let credentials = NodeCredentials::load(&path).unwrap();
+    test.store.use_sources(registries, credentials, Trust::default(), Certificates::default());
     test.pull(&name).await.unwrap();
     assert!(test.pull_as(&name, user("wrong")).await.is_err());
 }
 
 /// An overlay mount that goes away with its test.
-struct Overlay(std::path::PathBuf);
+pub(crate) struct Overlay(pub(crate) std::path::PathBuf);
 
 impl Overlay {
-    fn mount(lower: &[std::path::PathBuf], at: std::path::PathBuf) -> Self {
+    pub(crate) fn mount(lower: &[std::path::PathBuf], at: std::path::PathBuf) -> Self {
         fs_err::create_dir(&at).unwrap();
         let lower: Vec<_> = lower.iter().map(|path| path.to_str().unwrap()).collect();
         let options = format!("lowerdir={}", lower.join(":"));

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::support::{Blob, TestImage};
 
@@ -24,6 +25,12 @@ pub(crate) enum Fault {
     Body(Vec<u8>),
     /// The whole blob, whatever range was asked for.
     NoRange(Box<Fault>),
+    /// The range that begins here, whatever range was asked for; none does not say so.
+    Range(Option<usize>),
+    /// Go elsewhere.
+    Redirect(String),
+    /// Too busy, ask again after so many seconds.
+    Busy(u64),
     /// The answer waits for a permit.
     Hold(Arc<Semaphore>),
     /// So many bytes, and the rest after a permit.
@@ -36,6 +43,8 @@ pub(crate) struct Request {
     /// Where the range begins.
     pub(crate) offset: Option<usize>,
     pub(crate) authorization: Option<String>,
+    /// The client has shown a certificate.
+    pub(crate) is_certified: bool,
 }
 
 #[derive(Default)]
@@ -63,7 +72,19 @@ impl Drop for Scripted {
 
 impl Scripted {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    pub(crate) async fn start_at(address: &str) -> Self {
+        Self::run(address, None).await
+    }
+
+    pub(crate) async fn start_tls(tls: TlsAcceptor) -> Self {
+        Self::run("127.0.0.1:0", Some(tls)).await
+    }
+
+    async fn run(address: &str, tls: Option<TlsAcceptor>) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let script = Arc::new(Mutex::new(Script::default()));
         let (served, own_host) = (Arc::clone(&script), host.clone());
@@ -71,8 +92,16 @@ impl Scripted {
             loop {
                 let (connection, _) = listener.accept().await.unwrap();
                 let (script, host) = (Arc::clone(&served), own_host.clone());
+                let tls = tls.clone();
                 // A connection that breaks is the point.
-                tokio::spawn(async move { drop(serve(connection, script, host).await) });
+                tokio::spawn(async move {
+                    let Some(tls) = tls else {
+                        return drop(serve(connection, script, host, false).await);
+                    };
+                    let Ok(connection) = tls.accept(connection).await else { return };
+                    let is_certified = connection.get_ref().1.peer_certificates().is_some();
+                    drop(serve(connection, script, host, is_certified).await);
+                });
             }
         });
         Self { host, script, server }
@@ -97,6 +126,11 @@ impl Scripted {
         self.script.lock().unwrap().faults.push((path.to_string(), times, fault));
     }
 
+    /// No more faults.
+    pub(crate) fn heal(&self) {
+        self.script.lock().unwrap().faults.clear();
+    }
+
     /// From now on a token is needed, and only this user gets one.
     pub(crate) fn guard(&self, user: &'static str, password: &'static str) {
         self.script.lock().unwrap().guard = Some((user, password));
@@ -115,9 +149,10 @@ impl Scripted {
 }
 
 async fn serve(
-    mut connection: TcpStream,
+    mut connection: impl AsyncRead + AsyncWrite + Unpin,
     script: Arc<Mutex<Script>>,
     host: String,
+    is_certified: bool,
 ) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -128,7 +163,7 @@ async fn serve(
         }
     }
     let head = String::from_utf8(head).unwrap();
-    let request = parse(&head);
+    let request = Request { is_certified, ..parse(&head) };
     let (answer, fault) = {
         let mut script = script.lock().unwrap();
         script.requests.push(request.clone());
@@ -153,12 +188,19 @@ fn parse(head: &str) -> Request {
         })
     };
     let range = header("range");
+    // Proxies are told the whole URL.
+    let path = head.split(' ').nth(1).unwrap();
+    let path = match path.strip_prefix("http://") {
+        Some(rest) => &rest[rest.find('/').unwrap()..],
+        None => path,
+    };
     Request {
-        path: head.split(' ').nth(1).unwrap().to_owned(),
+        path: path.to_owned(),
         offset: range.map(|range| {
             range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse().unwrap()
         }),
         authorization: header("authorization"),
+        is_certified: false,
     }
 }
 
@@ -190,7 +232,8 @@ fn answer(script: &Script, request: &Request, host: &str) -> Answer {
     if request.path == "/v2/" {
         return plain(200);
     }
-    match script.content.get(&request.path) {
+    let path = request.path.split('?').next().unwrap();
+    match script.content.get(path) {
         Some(blob) => Answer {
             headers: format!("Content-Type: {}\r\n", blob.media_type),
             body: blob.bytes.clone(),
@@ -201,7 +244,7 @@ fn answer(script: &Script, request: &Request, host: &str) -> Answer {
 }
 
 async fn perform(
-    connection: &mut TcpStream,
+    connection: &mut (impl AsyncWrite + Unpin),
     mut answer: Answer,
     fault: Option<Fault>,
     mut offset: Option<usize>,
@@ -211,22 +254,43 @@ async fn perform(
             offset = None;
             Some(*fault)
         }
+        Some(Fault::Range(start)) => {
+            offset = start.or(offset);
+            Some(Fault::Range(start))
+        }
         fault => fault,
     };
     match &fault {
         Some(Fault::Status(status)) => {
             answer = Answer { status: *status, headers: String::new(), body: vec![] };
         }
+        Some(Fault::Redirect(location)) => {
+            let headers = format!("Location: {location}\r\n");
+            answer = Answer { status: 307, headers, body: vec![] };
+        }
+        Some(Fault::Busy(seconds)) => {
+            let headers = format!("Retry-After: {seconds}\r\n");
+            answer = Answer { status: 429, headers, body: vec![] };
+        }
         Some(Fault::Body(body)) => answer.body = body.clone(),
         Some(Fault::Hold(gate)) => drop(gate.acquire().await),
-        Some(Fault::Cut(_) | Fault::Stall(_) | Fault::Pause(..) | Fault::NoRange(_)) | None => {}
+        Some(
+            Fault::Cut(_)
+            | Fault::Stall(_)
+            | Fault::Pause(..)
+            | Fault::NoRange(_)
+            | Fault::Range(_),
+        )
+        | None => {}
     }
     if let (200, Some(offset)) = (answer.status, offset) {
         let whole = answer.body.len();
         answer.body.drain(..offset);
         answer.status = 206;
-        answer.headers +=
-            &format!("Content-Range: bytes {offset}-{}/{whole}\r\n", whole.saturating_sub(1));
+        if !matches!(fault, Some(Fault::Range(None))) {
+            let last = whole.saturating_sub(1);
+            answer.headers += &format!("Content-Range: bytes {offset}-{last}/{whole}\r\n");
+        }
     }
     let head = format!(
         "HTTP/1.1 {} X\r\nConnection: close\r\nContent-Length: {}\r\n{}\r\n",

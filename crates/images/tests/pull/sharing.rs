@@ -20,7 +20,7 @@ fn start(
     let (store, name) = (test.store.clone(), name.to_owned());
     tokio::spawn(async move {
         let credentials = cria_images::Credentials::Anonymous;
-        store.pull(PullRequest { reference: &name, credentials }).await
+        store.pull(PullRequest { reference: &name, credentials, namespace: "" }).await
     })
 }
 

@@ -126,7 +126,7 @@ pub(crate) struct Registry {
     process: Child,
     pub(crate) host: String,
     password: Option<&'static str>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Drop for Registry {
@@ -147,6 +147,22 @@ impl Registry {
     }
 
     async fn run(password: Option<&'static str>) -> Self {
+        Self::configured(password, &json!({})).await
+    }
+
+    /// One whose configuration has `more`, by top-level key. It must be pushed to elsewhere.
+    pub(crate) async fn with(more: &Value, data: &Path) -> Self {
+        let mut more = more.clone();
+        more["storage"] = json!({"filesystem": {"rootdirectory": data}});
+        Self::configured(None, &more).await
+    }
+
+    /// Its blobs and manifests, which another may serve, too.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    async fn configured(password: Option<&'static str>, more: &Value) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let host = format!("127.0.0.1:{}", free_port());
         let mut config = json!({
@@ -160,6 +176,12 @@ impl Registry {
             fs_err::write(&path, PASSWORDS).unwrap();
             config["auth"] = json!({"htpasswd": {"realm": "test", "path": path}});
         }
+        for (key, value) in more.as_object().unwrap() {
+            match (config.get_mut(key).and_then(Value::as_object_mut), value) {
+                (Some(known), Value::Object(value)) => known.extend(value.clone()),
+                _ => config[key] = value.clone(),
+            }
+        }
         // JSON is YAML.
         let path = directory.path().join("config.yml");
         fs_err::write(&path, config.to_string()).unwrap();
@@ -170,7 +192,7 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry is installed");
-        let registry = Self { process, host, password, _directory: directory };
+        let registry = Self { process, host, password, directory };
         let host = registry.host.clone();
         until("registry is up", || std::net::TcpStream::connect(&host).is_ok()).await;
         registry
@@ -212,7 +234,7 @@ impl Registry {
     }
 }
 
-fn install_crypto() {
+pub(crate) fn install_crypto() {
     // Whoever is first; the library does the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
@@ -238,7 +260,28 @@ impl TestStore {
     }
 
     pub(crate) fn with(hosts: &[&str], more: &str, change: impl FnOnce(&mut StoreOptions)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::opened(tempfile::tempdir().unwrap(), hosts, more, change)
+    }
+
+    /// What a process that begins anew finds in `directory`.
+    pub(crate) fn again(directory: tempfile::TempDir, hosts: &[&str]) -> Self {
+        Self::again_with(directory, hosts, |_| {})
+    }
+
+    pub(crate) fn again_with(
+        directory: tempfile::TempDir,
+        hosts: &[&str],
+        change: impl FnOnce(&mut StoreOptions),
+    ) -> Self {
+        Self::opened(directory, hosts, "", change)
+    }
+
+    fn opened(
+        directory: tempfile::TempDir,
+        hosts: &[&str],
+        more: &str,
+        change: impl FnOnce(&mut StoreOptions),
+    ) -> Self {
         let mut options = StoreOptions::new("this boot");
         options.platform.architecture = "amd64".to_owned();
         options.platform.variant = None;
@@ -248,6 +291,12 @@ impl TestStore {
         let store = Store::open(&directory.path().join("store"), options).unwrap();
         store.collect();
         Self { store, directory }
+    }
+
+    /// The same directory, as a later process opens it.
+    pub(crate) fn reopen(&self) -> Store {
+        let root = self.directory.path().join("store");
+        Store::open(&root, StoreOptions::new("this boot")).unwrap()
     }
 
     pub(crate) async fn pull(
@@ -262,7 +311,7 @@ impl TestStore {
         reference: &str,
         credentials: Credentials,
     ) -> Result<Arc<cria_images::Image>, cria_images::Error> {
-        self.store.pull(PullRequest { reference, credentials }).await
+        self.store.pull(PullRequest { reference, credentials, namespace: "" }).await
     }
 
     /// The layers on disk, by hex.

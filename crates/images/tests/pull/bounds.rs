@@ -1,0 +1,173 @@
+//! What is too much: for memory, for the disk, for a layer.
+
+use std::path::Path;
+use std::process::Command;
+
+use cria_images::{Credentials, Error, Limits, PullRequest, Store, StoreOptions};
+
+use crate::scripted::{Fault, Scripted};
+use crate::support::{Blob, OCI_ZSTD, Registry, TestImage, TestStore, names, registries, tar_of};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_beyond_4_mib_is_refused_before_it_is_read() {
+    let registry = Scripted::start().await;
+    let mut image = TestImage::of(&[tar_of(&[("a", b"a")])]);
+    registry.put("small:1", &image);
+    image.manifest.bytes.resize(4 << 20, b' ');
+    registry.put("largest:1", &image);
+    image.manifest.bytes.push(b' ');
+    registry.put("larger:1", &image);
+    let test = TestStore::new(&[&registry.host]);
+    test.pull(&format!("{}/largest:1", registry.host)).await.unwrap();
+    let error = test.pull(&format!("{}/larger:1", registry.host)).await.unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("4194304 bytes")));
+    registry.fail("/manifests/", 9, Fault::Body(vec![b' '; 64 << 20]));
+    test.pull(&format!("{}/small:1", registry.host)).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_1_is_refused_by_name() {
+    let registry = Scripted::start().await;
+    let manifest = Blob {
+        media_type: "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        bytes: br#"{"schemaVersion": 1, "name": "old", "fsLayers": [], "history": []}"#.to_vec(),
+    };
+    registry.put_at("/v2/old/manifests/1".to_owned(), &manifest);
+    let test = TestStore::new(&[&registry.host]);
+    let error = test.pull(&format!("{}/old:1", registry.host)).await.unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("schema 1")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_layer_is_refused_by_name() {
+    let registry = Scripted::start().await;
+    let mut image = TestImage::of(&[tar_of(&[("a", b"a")])]);
+    image.layers[0].media_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    image.seal();
+    registry.put("foreign:1", &image);
+    let test = TestStore::new(&[&registry.host]);
+    let error = test.pull(&format!("{}/foreign:1", registry.host)).await.unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("foreign layer")));
+    assert!(registry.requests(image.layers[0].digest()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_beyond_the_limits_is_refused_and_leaves_nothing() {
+    let registry = Registry::start().await;
+    let zeros = vec![0; 8 << 20];
+    let bomb = TestImage::of(&[tar_of(&[("zeros", &zeros)])]);
+    registry.push("bomb:1", &bomb).await;
+    let names: Vec<_> = (0..200).map(|n| n.to_string()).collect();
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    registry.push("many:1", &TestImage::of(&[tar_of(&files)])).await;
+    registry.push("deep:1", &TestImage::of(&[tar_of(&[(&"d/".repeat(40), b"")])])).await;
+    let test = TestStore::with(&[&registry.host], "", |options| {
+        options.limits = Limits { bytes: 4 << 20, entries: 100, depth: 30, ..options.limits };
+    });
+    for (name, said) in [("bomb", "4194304 bytes"), ("many", "100 entries"), ("deep", "30 dir")] {
+        let error = test.pull(&format!("{}/{name}:1", registry.host)).await.unwrap_err();
+        let Error::TooLarge { source, .. } = &error else { panic!("{name}: {error:?}") };
+        let chain = format!("{source}: {:?}", source.source().map(ToString::to_string));
+        assert!(chain.contains(said), "{name}: {chain}");
+        assert!(test.layers().is_empty() && test.incoming().is_empty(), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zstd_window_beyond_8_mib_is_refused_and_smaller_ones_take_turns() {
+    let registry = Registry::start().await;
+    let layer = |content: u8, log: u32| {
+        let archive = tar_of(&[("file", &vec![content; 1 << 20])]);
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.window_log(log).unwrap();
+        std::io::Write::write_all(&mut encoder, &archive).unwrap();
+        let bytes = encoder.finish().unwrap();
+        (archive, Blob { media_type: OCI_ZSTD, bytes })
+    };
+    let greedy = TestImage::of_blobs(vec![layer(1, 24)]);
+    registry.push("greedy:1", &greedy).await;
+    // Together they want four times what is there for all windows.
+    let several = TestImage::of_blobs((0..8).map(|content| layer(content, 23)).collect());
+    registry.push("several:1", &several).await;
+    let test = TestStore::new(&[&registry.host]);
+    let error = test.pull(&format!("{}/greedy:1", registry.host)).await.unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("16 MiB")));
+    test.pull(&format!("{}/several:1", registry.host)).await.unwrap();
+}
+
+/// A small file system of its own.
+struct Disk {
+    place: tempfile::TempDir,
+}
+
+impl Disk {
+    fn of(limit: &str) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let options = format!("{limit},mode=755");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "cria-test"]).arg(place.path());
+        assert!(mount.status().unwrap().success());
+        Self { place }
+    }
+
+    fn path(&self) -> &Path {
+        self.place.path()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a store's last thread may still be at work.
+        let _ = Command::new("umount").arg("--lazy").arg(self.place.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_in_mid_pull_leaves_the_store_as_it_was() {
+    // The first layers fit, and are complete before the last fills the disk.
+    let sizes = (0..6_u8).map(|n| tar_of(&[("piece", &vec![n; (usize::from(n) + 1) << 20])]));
+    let counts = (0..6).map(|layer| {
+        let names: Vec<_> = (0..(layer + 1) * 20).map(|n| format!("{layer}-{n}")).collect();
+        let files: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        tar_of(&files)
+    });
+    let by_size = TestImage::of(&sizes.collect::<Vec<_>>());
+    let by_count = TestImage::of(&counts.collect::<Vec<_>>());
+    for (limit, large) in [("size=8m", by_size), ("nr_inodes=250", by_count)] {
+        fill_up(limit, &large).await;
+    }
+}
+
+async fn fill_up(limit: &str, large: &TestImage) {
+    let registry = Registry::start().await;
+    let small = TestImage::of(&[tar_of(&[("small", b"small")])]);
+    registry.push("small:1", &small).await;
+    registry.push("large:1", large).await;
+
+    let disk = Disk::of(limit);
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = StoreOptions::new("this boot");
+    options.registries = registries(directory.path(), &[&registry.host], "");
+    options.platform.architecture = "amd64".to_owned();
+    options.parallel_layers = 1.try_into().unwrap();
+    let store = Store::open(disk.path(), options).unwrap();
+    store.collect();
+    let pull = async |name: &str| {
+        let reference = format!("{}/{name}:1", registry.host);
+        let credentials = Credentials::Anonymous;
+        store.pull(PullRequest { reference: &reference, credentials, namespace: "" }).await
+    };
+    pull("small").await.unwrap();
+    let before = (names(&disk.path().join("layers")), store.usage());
+    for _ in 0..3 {
+        let error = pull("large").await.unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{limit}: {error:?}");
+        assert_eq!((names(&disk.path().join("layers")), store.usage()), before);
+        assert_eq!(store.list().len(), 1);
+    }
+    crate::support::until("what was begun is erased", || {
+        names(&disk.path().join("incoming")).is_empty()
+    })
+    .await;
+    pull("small").await.unwrap();
+}
