@@ -2,11 +2,13 @@
 //! note of its end. It is the parent of the container's processes, writes their log, and records
 //! their exit; it waits neither for the daemon nor for a disk.
 
+mod attach;
 mod cgroup;
 mod connection;
 mod exec;
 mod init;
 mod oci;
+mod oom;
 mod output;
 mod requests;
 mod run;
@@ -42,7 +44,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let container = match &request {
-        Request::Create(container) => container.as_ref().clone(),
+        Request::Create { container, .. } => container.as_ref().clone(),
         Request::Adopt(adopt) => adopt.container.clone(),
         _ => {
             let message = "the first request must create or adopt a container".to_owned();
@@ -55,7 +57,8 @@ pub(crate) fn main() -> ExitCode {
     };
     let result = match request {
         Request::Adopt(adopt) => run::adopt(monitor, *adopt, daemon, sequence),
-        _ => run::create(monitor, daemon, sequence),
+        Request::Create { program, .. } => run::create(monitor, program, daemon, sequence),
+        _ => Ok(()),
     };
     if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -65,7 +68,7 @@ fn detach() -> io::Result<OwnedFd> {
     let daemon = sys::take_socket()?;
     // Not possible for, and not needed by, one that leads its process group already.
     let _ = nix::unistd::setsid();
-    // Blocked, nothing but SIGKILL ends a monitor; SIGCHLD is read from a descriptor.
+    // Blocked, nothing but SIGKILL ends a monitor; SIGCHLD and SIGTERM are read from a descriptor.
     SigSet::all().thread_set_mask()?;
     umask(Mode::from_bits_truncate(0o027));
     nix::sys::prctl::set_child_subreaper(true)?;

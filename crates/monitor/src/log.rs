@@ -51,6 +51,8 @@ pub(crate) struct Log {
     ring: Arc<Ring>,
     buffers: Streams,
     held: [Held; 2],
+    /// Where the last read of each stream ended.
+    read: [usize; 2],
     /// Losses told so far.
     told: u64,
 }
@@ -79,7 +81,7 @@ impl Log {
             control.slot.streams
         };
         writer::spawn(Arc::clone(&ring))?;
-        Ok(Self { ring, buffers, held, told: 0 })
+        Ok(Self { ring, buffers, held, read: [0; 2], told: 0 })
     }
 
     /// Readable when the writer has news: a file opened, space in the ring, losses.
@@ -118,10 +120,17 @@ impl Log {
         match read(source, &mut self.buffers[which][end..]) {
             Taken::Bytes(count) => {
                 self.held[which].end += count;
+                self.read[which] = end + count;
                 if self.format(output) { Taken::Bytes(count) } else { Taken::Full(count) }
             }
             taken @ (Taken::Nothing | Taken::End | Taken::Full(_)) => taken,
         }
+    }
+
+    /// The `count` bytes that the last [`Log::take_in`] of a stream has read.
+    pub(crate) fn last_read(&self, output: Output, count: usize) -> &[u8] {
+        let end = self.read[output as usize];
+        &self.buffers[output as usize][end - count..end]
     }
 
     /// The stream has ended: its last record is always an `F`. False: the ring is full, try again.
@@ -242,12 +251,8 @@ impl Log {
     }
 }
 
-/// Reads once, for nobody.
-pub(crate) fn discard(source: BorrowedFd<'_>) -> Taken {
-    read(source, &mut [0; 4096])
-}
-
-fn read(source: BorrowedFd<'_>, buffer: &mut [u8]) -> Taken {
+/// Reads once.
+pub(crate) fn read(source: BorrowedFd<'_>, buffer: &mut [u8]) -> Taken {
     match nix::unistd::read(source, buffer) {
         Ok(0) => Taken::End,
         Ok(count) => Taken::Bytes(count),

@@ -7,8 +7,9 @@
 //!
 //! Descriptor 0 is a unix socket (stream or seqpacket). One answer comes: `+` and the pid of the
 //! pod's init as the caller sees it, or `-` and the reason. Then the called process ends, and the
-//! pod's init goes to the caller, if that is a subreaper. SIGTERM from outside the pod ends it,
-//! and with it every process of the pod; from inside the pod nothing does.
+//! pod's init goes to the caller, if that is a subreaper. SIGTERM from outside the pod (the
+//! node is shut down, or somebody signals all of the daemon's unit) ends it once it has been alone for a while; from
+//! inside the pod nothing does.
 //!
 //! Containers of the pod can look at `/proc/1`, which must never show the host: the init is a
 //! second program start, without arguments or environment, from a sealed memfd; its root is an
@@ -22,16 +23,25 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
 
 use crate::namespaces::{answer, reason};
 use crate::sys::{self, Wait};
 
 /// The second start's role; never called by others.
 pub(crate) const CONFINED: &str = "pod-init-confined";
+
+/// Longer than systemd waits at a shutdown between SIGTERM and SIGKILL for all that is left.
+const LEAVE_WITHIN: Duration = Duration::from_secs(100);
+/// A pod that goes on is empty for a moment at most.
+const ALONE_FOR: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub(crate) fn main(arguments: &[String]) -> ExitCode {
     let Ok(socket) = sys::take_socket() else { return ExitCode::FAILURE };
@@ -107,13 +117,29 @@ pub(crate) fn confined() -> ExitCode {
     if result.is_err() || sys::close_everything(report.into()).is_err() {
         return ExitCode::FAILURE;
     }
+    let mut leaving: Option<Instant> = None;
+    let mut last_in_company = Instant::now();
     loop {
-        match sys::next_signal(&heard) {
-            // Processes of the pod have a pid here; the daemon, outside of it, has none.
-            Some((libc::SIGTERM, 0)) => return ExitCode::SUCCESS,
-            Some(_) | None => while let Ok(Some(_)) = sys::wait(None, Wait::Reap) {},
+        // Processes of the pod have a pid here; those outside of it have none.
+        if let Some((libc::SIGTERM, 0)) = sys::next_signal(&heard, leaving.map(|_| LOOK_EVERY)) {
+            last_in_company = Instant::now();
+            leaving = Some(last_in_company + LEAVE_WITHIN);
         }
+        while let Ok(Some(_)) = sys::wait(None, Wait::Reap) {}
+        let now = Instant::now();
+        if !is_alone() {
+            last_in_company = now;
+        } else if leaving.is_some() && now.duration_since(last_in_company) > ALONE_FOR {
+            return ExitCode::SUCCESS;
+        }
+        // The node is still there: the signal was not its end.
+        leaving = leaving.filter(|end| now < *end);
     }
+}
+
+/// For the first process of a namespace: whether it is the only one.
+fn is_alone() -> bool {
+    kill(Pid::from_raw(-1), None) == Err(Errno::ESRCH)
 }
 
 fn confine(heard: &SigSet) -> Result<(), String> {
@@ -131,7 +157,7 @@ fn confine(heard: &SigSet) -> Result<(), String> {
 /// In a user namespace that may not change groups there are none to drop.
 fn drop_groups() -> nix::Result<()> {
     match nix::unistd::setgroups(&[]) {
-        Err(nix::errno::Errno::EPERM) if nix::unistd::getgroups()?.is_empty() => Ok(()),
+        Err(Errno::EPERM) if nix::unistd::getgroups()?.is_empty() => Ok(()),
         result => result,
     }
 }

@@ -26,7 +26,10 @@ pub use replies::FromMonitor;
 pub enum Request {
     /// First message of a new container: run the OCI runtime's `create`. Answered by
     /// `Reply::State` or `Reply::Failed`; after `Failed` the monitor quits.
-    Create(Box<Create>),
+    Create {
+        container: Box<Create>,
+        program: Program,
+    },
     /// First message of a monitor that replaces a dead one. Answered by `Reply::State`.
     Adopt(Box<Adopt>),
     /// Everything a daemon needs to go on. Answered by `Reply::State`.
@@ -42,7 +45,9 @@ pub enum Request {
         signal: i32,
         scope: SignalScope,
     },
-    /// Keeps its place for the streaming server. Answered by `Reply::Failed` until then.
+    /// Copies the output to a seqpacket socket from now on; each packet begins with 1 (stdout) or 2
+    /// (stderr). Answered by `Reply::Done`. Closed by the monitor when the output has ended or the
+    /// other end does not keep up; with `stdin` its end is that of a stdin that serves once.
     Attach {
         stdin: bool,
         stdout: bool,
@@ -140,6 +145,9 @@ pub struct Adopt {
     pub descriptors: Descriptors,
 }
 
+/// The OCI runtime's program in a sealed memfd, for one call. None: the file at its path is run.
+pub type Program = Option<OwnedFd>;
+
 /// A process to run in the container.
 #[derive(Debug)]
 pub struct Exec {
@@ -157,6 +165,7 @@ pub struct Exec {
     pub timeout: Option<Duration>,
     /// Its session is killed when the connection that asked for it ends (ExecSync).
     pub dies_with_connection: bool,
+    pub program: Program,
 }
 
 /// The descriptors that outlive a monitor because the daemon holds them too.
@@ -174,14 +183,24 @@ pub struct Descriptors {
 pub enum Reply {
     Done,
     State(Box<State>),
-    Started { at_ns: i64 },
-    ExecStarted { pid: i32, terminal: Option<OwnedFd> },
+    Started {
+        at_ns: i64,
+    },
+    ExecStarted {
+        pid: i32,
+        terminal: Option<OwnedFd>,
+        /// Its pidfd, by which the daemon ends it should the monitor die.
+        process: Option<OwnedFd>,
+    },
     Failed(Failure),
 }
 
 #[derive(Debug)]
 pub struct State {
     pub phase: Phase,
+    /// What `phase` says is about to change: a start is under way, or its end not yet told. A
+    /// `Settled` or an `Exited` follows.
+    pub settling: bool,
     /// Init's pid in the daemon's PID namespace; 0 once it is reaped.
     pub init_pid: i32,
     pub started_at_ns: i64,
@@ -228,6 +247,8 @@ pub enum Event {
         timed_out: bool,
     },
     StdinClosed,
+    /// A start has succeeded or failed; for the connections that did not ask for it.
+    Settled,
     /// The log could not be written; counted in the exit record too.
     LogLost {
         bytes: u64,

@@ -10,11 +10,13 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use cria_monitor::exit::Status;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
+use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 /// A descriptor for the process `pid`, which must be unable to be reaped behind our back.
@@ -164,12 +166,16 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 }
 
 /// Waits for one of `signals`, which must be blocked: its number, and the pid of the process that
-/// sent it, 0 for one outside our PID namespace. `None` if another signal interrupted.
-pub(crate) fn next_signal(signals: &SigSet) -> Option<(i32, i32)> {
+/// sent it, 0 for one outside our PID namespace. `None` if another signal interrupted, or if none
+/// came within `patience`.
+pub(crate) fn next_signal(signals: &SigSet, patience: Option<Duration>) -> Option<(i32, i32)> {
     // SAFETY: siginfo_t is plain numbers, for which all zeroes is a value.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: sigwaitinfo reads one signal set and writes one siginfo_t.
-    let signal = unsafe { libc::sigwaitinfo(signals.as_ref(), &raw mut info) };
+    let patience = patience.map(TimeSpec::from_duration);
+    let limit = patience.as_ref().map_or(ptr::null(), |limit| ptr::from_ref(limit.as_ref()));
+    // SAFETY: sigtimedwait reads one signal set and, unless it is null, one timespec, both of which
+    // outlive the call, and writes one siginfo_t.
+    let signal = unsafe { libc::sigtimedwait(signals.as_ref(), &raw mut info, limit) };
     // SAFETY: for signals sent by kill and for SIGCHLD the pid is set; otherwise it is zero.
     (signal > 0).then(|| (signal, unsafe { info.si_pid() }))
 }

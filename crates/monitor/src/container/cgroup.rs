@@ -1,118 +1,15 @@
-//! The container's cgroup as its monitor sees it: who was killed for memory, who is in it, and
-//! how to kill them all.
+//! The container's cgroup as its monitor sees it: who is in it, and how to kill them all.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use cria_monitor::exit::Status;
 use cria_monitor::protocol::ContainerCgroup;
-use nix::sys::epoll::EpollFlags;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const SIGKILL_CODE: u8 = 128 + 9;
 /// A fork bomb is faster than any loop; what is left after this many rounds is the OCI runtime's.
 const KILL_ROUNDS: usize = 100;
-
-/// Counts the processes of the container that the kernel killed for memory, from `create` on.
-pub(super) struct OomWatch {
-    counter: File,
-    /// v1 tells by an eventfd that the limit was hit; v2's counter itself can be polled.
-    event: Option<EventFd>,
-    baseline: u64,
-    last: u64,
-    /// The count when cria itself first sent SIGKILL: what grew later says nothing.
-    at_our_kill: Option<u64>,
-}
-
-impl OomWatch {
-    /// The container must have been created and not started.
-    pub(super) fn new(path: &Path) -> io::Result<Self> {
-        let counter = File::open(path)?;
-        let event = match path.file_name().is_some_and(|name| name == "memory.oom_control") {
-            true => Some(limit_event(path, &counter)?),
-            false => None,
-        };
-        let baseline = oom_kills(&counter).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { counter, event, baseline, last: baseline, at_our_kill: None })
-    }
-
-    /// A watch that goes on where a dead monitor's ended: what was counted before is not known,
-    /// and nothing else in a container's own cgroup counts.
-    pub(super) fn adopt(path: &Path, killed_by_us: bool) -> io::Result<Self> {
-        let mut watch = Self::new(path)?;
-        watch.baseline = 0;
-        watch.at_our_kill = killed_by_us.then_some(0);
-        Ok(watch)
-    }
-
-    /// Readiness of the first for the second means: look again.
-    pub(super) fn source(&self) -> (BorrowedFd<'_>, EpollFlags) {
-        match &self.event {
-            Some(event) => (event.as_fd(), EpollFlags::EPOLLIN),
-            None => (self.counter.as_fd(), EpollFlags::EPOLLPRI),
-        }
-    }
-
-    /// Reads the counter. False: the cgroup is gone, and the last count stays.
-    pub(super) fn look(&mut self) -> bool {
-        if let Some(event) = &self.event {
-            // Only so that it is not readable any more.
-            let _ = event.read();
-        }
-        match oom_kills(&self.counter) {
-            Some(count) => self.last = self.last.max(count),
-            None => return false,
-        }
-        true
-    }
-
-    pub(super) fn note_our_kill(&mut self) {
-        self.look();
-        self.at_our_kill.get_or_insert(self.last);
-    }
-
-    /// Was it memory that ended init?
-    pub(super) fn verdict(&self, status: Status) -> bool {
-        verdict(self.baseline, self.at_our_kill.unwrap_or(self.last), status)
-    }
-}
-
-fn verdict(baseline: u64, last: u64, status: Status) -> bool {
-    let killed = match status {
-        Status::Code(code) => code == SIGKILL_CODE,
-        Status::Signal(signal) => signal == 9,
-        Status::Unknown => false,
-    };
-    killed && last > baseline
-}
-
-/// v1: an eventfd that the kernel signals when the cgroup's limit is hit, or the cgroup removed.
-fn limit_event(path: &Path, counter: &File) -> io::Result<EventFd> {
-    use std::os::fd::AsRawFd;
-
-    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    let line = format!("{} {}", event.as_raw_fd(), counter.as_raw_fd());
-    let control = path.with_file_name("cgroup.event_control");
-    OpenOptions::new().write(true).open(control)?.write_all(line.as_bytes())?;
-    Ok(event)
-}
-
-/// The `oom_kill` line; both versions have it. Read at offset 0, which also arms v2's poll anew.
-fn oom_kills(counter: &File) -> Option<u64> {
-    let mut buffer = [0; 1024];
-    let length = counter.read_at(&mut buffer, 0).ok()?;
-    parse_oom_kills(std::str::from_utf8(&buffer[..length]).ok()?)
-}
-
-fn parse_oom_kills(text: &str) -> Option<u64> {
-    let mut lines = text.lines();
-    lines.find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.parse().ok())
-}
 
 /// Joins the cgroup of a `cgroup.procs` file.
 pub(super) fn join(procs: &Path) -> io::Result<()> {
@@ -229,31 +126,6 @@ fn overwrite(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_verdict_needs_growth_and_a_kill() {
-        for (baseline, last, status, expected) in [
-            (0, 1, Status::Signal(9), true),
-            (0, 1, Status::Code(137), true),
-            (3, 4, Status::Signal(9), true),
-            (1, 1, Status::Signal(9), false),
-            (0, 1, Status::Signal(15), false),
-            (0, 1, Status::Code(1), false),
-            (0, 1, Status::Code(9), false),
-            (0, 1, Status::Unknown, false),
-        ] {
-            assert_eq!(verdict(baseline, last, status), expected, "{baseline} {last} {status:?}");
-        }
-    }
-
-    #[test]
-    fn the_counter_is_read_in_both_versions() {
-        let v1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n";
-        let v2 = "low 0\nhigh 0\nmax 9\noom 2\noom_kill 7\noom_group_kill 1\n";
-        assert_eq!(parse_oom_kills(v1), Some(7));
-        assert_eq!(parse_oom_kills(v2), Some(7));
-        assert_eq!(parse_oom_kills("oom_kill_disable 0\nunder_oom 0\n"), None);
-    }
 
     #[test]
     fn a_session_is_found_behind_any_name() {

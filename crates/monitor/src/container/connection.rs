@@ -74,8 +74,14 @@ impl Monitor {
     }
 
     pub(super) fn tell_all(&mut self, event: &Event) {
+        self.tell_others(None, event);
+    }
+
+    /// Tells every connection but the one of whoever has an answer already.
+    pub(super) fn tell_others(&mut self, answered: Option<Asker>, event: &Event) {
         let serials: Vec<u32> = self.connections.iter().map(|found| found.serial).collect();
-        for serial in serials {
+        let answered = answered.map(|asker| asker.connection);
+        for serial in serials.into_iter().filter(|serial| Some(*serial) != answered) {
             self.tell(serial, event.clone());
         }
     }

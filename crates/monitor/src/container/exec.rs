@@ -26,9 +26,17 @@ pub(super) struct PendingExec {
     pid_file: PathBuf,
     console: Option<Console>,
     deadline: Option<Instant>,
+    /// Its time was over before it began, and whoever asked has been told.
+    given_up: bool,
     dies_with_connection: bool,
     /// The OCI runtime reads it by our path.
     _process: OwnedFd,
+}
+
+impl PendingExec {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadline.filter(|_| !self.given_up)
+    }
 }
 
 pub(super) struct RunningExec {
@@ -75,14 +83,14 @@ impl Monitor {
         let deadline = exec.timeout.map(|timeout| Instant::now() + timeout);
         let caller = self.caller(serial);
         let pid_file = caller.pid_file();
-        let mut command = caller.command("exec");
+        let mut command = caller.command("exec", exec.program.as_ref());
         command.arg("--process").arg(path_for_child(&exec.process));
         command.arg("--pid-file").arg(&pid_file).arg("--detach");
         let console = match exec.terminal {
             true => Some(Console::listen(format!("console-{serial}"))?),
             false => None,
         };
-        let mut call = if let Some(console) = &console {
+        let call = if let Some(console) = &console {
             command.arg("--console-socket").arg(console.path()).arg(&self.container.id);
             caller.start_listening("exec", command)?
         } else {
@@ -92,20 +100,36 @@ impl Monitor {
             command.arg(&self.container.id);
             caller.start("exec", command)?
         };
-        // Whoever gave it a second does not wait for a runtime that takes a minute.
-        if let Some(timeout) = exec.timeout {
-            call.shorten(timeout);
-        }
         let pending = PendingExec {
             exec: exec.exec,
             asker,
             pid_file,
             console,
             deadline,
+            given_up: false,
             dies_with_connection: exec.dies_with_connection,
             _process: exec.process,
         };
         Ok((pending, call))
+    }
+
+    /// Whoever gave an exec a second does not wait for a runtime that takes a minute. But the runtime
+    /// is let finish, and its process is ended then: one that is killed between the process's start and
+    /// its pid file would leave a process that nobody knows.
+    pub(super) fn give_up_late_beginnings(&mut self, now: Instant) {
+        let mut late = vec![];
+        for (_, purpose, _) in &mut self.calls {
+            if let Purpose::Exec(pending) = purpose
+                && pending.next_deadline().is_some_and(|deadline| now >= deadline)
+            {
+                pending.given_up = true;
+                late.push(pending.asker);
+            }
+        }
+        for asker in late {
+            let message = "the OCI runtime did not start the command in its time".to_owned();
+            self.reply(asker, Reply::Failed(Failure { kind: FailureKind::TimedOut, message }));
+        }
     }
 
     /// The OCI runtime has returned: the exec is our child now, perhaps a zombie already.
@@ -113,9 +137,14 @@ impl Monitor {
         let result = call.finish(String::new);
         let pid = oci::take_pid(&pending.pid_file);
         let asker = pending.asker;
+        if pending.given_up {
+            return self.end_unwanted(pid);
+        }
         let reply = match (result, pid) {
             (Ok(()), Some(pid)) => match self.take_exec(pending, pid) {
-                Ok(terminal) => Reply::ExecStarted { pid, terminal },
+                Ok((terminal, process)) => {
+                    Reply::ExecStarted { pid, terminal, process: Some(process) }
+                }
                 Err(error) => Reply::Failed(oci::system("take over the process", &error)),
             },
             (Ok(()), None) => {
@@ -123,10 +152,7 @@ impl Monitor {
                 Reply::Failed(oci::system("read the OCI runtime's pid file", &error))
             }
             (Err(failure), pid) => {
-                if let Some(pid) = pid {
-                    let session = cgroup::session_of_exec(pid);
-                    cgroup::kill_session(&self.container.cgroup, session);
-                }
+                self.end_unwanted(pid);
                 Reply::Failed(failure)
             }
         };
@@ -137,13 +163,27 @@ impl Monitor {
         self.look_at_execs();
     }
 
-    fn take_exec(&mut self, pending: PendingExec, pid: i32) -> io::Result<Option<OwnedFd>> {
+    /// A process of a call that nobody waits for, if it has one.
+    fn end_unwanted(&self, pid: Option<i32>) {
+        if let Some(pid) = pid {
+            let session = cgroup::session_of_exec(pid);
+            cgroup::kill_session(&self.container.cgroup, session);
+        }
+    }
+
+    /// Its terminal, if it has one, and its pidfd, both for the daemon.
+    fn take_exec(
+        &mut self,
+        pending: PendingExec,
+        pid: i32,
+    ) -> io::Result<(Option<OwnedFd>, OwnedFd)> {
         let session = cgroup::session_of_exec(pid);
         let terminal = pending.console.map(Console::receive).transpose();
         let terminal = terminal.inspect_err(|_| {
             cgroup::kill_session(&self.container.cgroup, session);
         })?;
         let pidfd = sys::pidfd_open(pid)?;
+        let process = pidfd.try_clone()?;
         let serial = self.next_serial();
         self.watch(pidfd.as_fd(), Source::Exec(serial))?;
         self.execs.push(RunningExec {
@@ -157,7 +197,7 @@ impl Monitor {
             timed_out: false,
             dies_with_connection: pending.dies_with_connection,
         });
-        Ok(terminal)
+        Ok((terminal, process))
     }
 
     /// A process that ended before its start was answered: its end is told after that answer.

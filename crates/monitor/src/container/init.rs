@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cria_monitor::exit::{Exit, Status};
 use cria_monitor::protocol::Adopt;
 
-use super::cgroup::OomWatch;
+use super::oom::OomWatch;
 use super::run::{Monitor, Source, now_ns};
 use super::state::{Event, Phase, State};
 use super::stdio::Streams;

@@ -3,7 +3,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -47,10 +48,14 @@ impl Caller<'_> {
         self.container.run_dir.join(format!("pid-{}", self.serial))
     }
 
-    pub(super) fn command(&self, verb: &str) -> Command {
+    /// `program`: what is run instead of the file at the runtime's path; it stays open until then.
+    pub(super) fn command(&self, verb: &str, program: Option<&OwnedFd>) -> Command {
         let runtime = &self.container.runtime;
-        let mut command = Command::new(&runtime.path);
-        command.args(&runtime.arguments);
+        let mut command = match program {
+            Some(program) => Command::new(format!("/proc/self/fd/{}", program.as_raw_fd())),
+            None => Command::new(&runtime.path),
+        };
+        command.arg0(&runtime.path).args(&runtime.arguments);
         command.arg("--log").arg(self.log()).args(["--log-format", "json", verb]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         sys::as_oci_runtime(&mut command, self.container.oom_score_adj);
@@ -83,11 +88,6 @@ impl Caller<'_> {
 }
 
 impl Call {
-    /// Gives the call less time, if `limit` is less.
-    pub(super) fn shorten(&mut self, limit: Duration) {
-        self.limit = self.limit.min(limit);
-    }
-
     /// Ends a call that takes too long, with all that it started and that has not left its
     /// process group (a container's processes have).
     pub(super) fn kill(&mut self) {

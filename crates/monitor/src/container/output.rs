@@ -104,6 +104,7 @@ impl Monitor {
             return;
         }
         match self.take_in(output) {
+            Taken::Bytes(_) if !self.has_copied_to_all() => self.pause(),
             Taken::Bytes(_) | Taken::Nothing => {}
             Taken::Full(_) => self.pause(),
             Taken::End => self.end_output(output),
@@ -112,9 +113,28 @@ impl Monitor {
 
     fn take_in(&mut self, output: Output) -> Taken {
         let Some(source) = self.streams.source(output) else { return Taken::Nothing };
-        match &mut self.log {
+        let mut nowhere = [0; 4096];
+        let taken = match &mut self.log {
             Some(log) => log.take_in(output, source),
-            None => log::discard(source),
+            None => log::read(source, &mut nowhere),
+        };
+        if let Taken::Bytes(count @ 1..) | Taken::Full(count @ 1..) = taken
+            && !self.attached.is_empty()
+        {
+            let bytes = match &self.log {
+                Some(log) => log.last_read(output, count).to_vec(),
+                None => nowhere[..count].to_vec(),
+            };
+            self.copy_to_clients(output, &bytes);
+        }
+        taken
+    }
+
+    /// An attached client has taken what it was owed, or is gone.
+    pub(super) fn go_on_reading(&mut self) {
+        self.resume();
+        if self.state.phase == Phase::Draining {
+            self.drain();
         }
     }
 
@@ -129,7 +149,7 @@ impl Monitor {
     }
 
     fn resume(&mut self) {
-        if !self.output.paused {
+        if !self.output.paused || !self.has_copied_to_all() {
             return;
         }
         self.output.paused = false;
@@ -165,6 +185,10 @@ impl Monitor {
             while self.streams.source(output).is_some()
                 && self.output.after_the_end[which] < AFTER_THE_END
             {
+                // It has a second, as before the end.
+                if !self.has_copied_to_all() {
+                    return self.pause();
+                }
                 match self.take_in(output) {
                     Taken::Bytes(count) => self.output.after_the_end[which] += count,
                     Taken::Full(count) => {
@@ -203,6 +227,7 @@ impl Monitor {
 
     pub(super) fn close_stdio(&mut self) {
         self.pause();
+        self.detach_all();
         self.streams = super::stdio::Streams::default();
         if let Some(log) = &self.log {
             self.unwatch(log.news().as_fd());

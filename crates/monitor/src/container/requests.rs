@@ -1,20 +1,21 @@
 //! What daemons ask, and the calls of the OCI runtime that it takes.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use cria_monitor::protocol::{
-    Event as Told, Failure, FailureKind, Phase as Reported, ProtocolError, Reply, Request,
-    SignalScope, State as Report, Target,
+    Failure, FailureKind, Phase as Reported, Program, ProtocolError, Reply, Request, SignalScope,
+    State as Report, Target,
 };
 use cria_monitor::socket;
 
-use super::cgroup::{self, OomWatch};
+use super::cgroup;
 use super::connection::Asker;
 use super::exec::PendingExec;
 use super::init::Init;
 use super::oci::{self, Call};
+use super::oom::OomWatch;
 use super::run::{Monitor, Source, now_ns};
 use super::state::{Event, Phase};
 use super::stdio::{Console, Streams, read_rest};
@@ -42,7 +43,7 @@ pub(super) fn unsupported(error: &ProtocolError) -> Failure {
     Failure { kind: FailureKind::Unsupported, message: error.to_string() }
 }
 
-fn wrong_phase(message: &str) -> Reply {
+pub(super) fn wrong_phase(message: &str) -> Reply {
     Reply::Failed(Failure { kind: FailureKind::WrongPhase, message: message.to_owned() })
 }
 
@@ -69,17 +70,15 @@ impl Monitor {
 
     fn handle(&mut self, asker: Asker, request: Request) {
         match request {
-            Request::Create(_) | Request::Adopt(_) => {
+            Request::Create { .. } | Request::Adopt(_) => {
                 self.reply(asker, wrong_phase("this monitor has a container already"));
             }
             Request::State => self.reply_state(asker),
             Request::Start => self.start_asked(asker),
             Request::Exec(exec) => self.run_exec(asker, exec),
             Request::Signal { target, signal, scope } => self.signal(asker, target, signal, scope),
-            Request::Attach { .. } => {
-                let message = "attaching is not served yet".to_owned();
-                let failure = Failure { kind: FailureKind::Unsupported, message };
-                self.reply(asker, Reply::Failed(failure));
+            Request::Attach { stdin, stdout, stderr, socket } => {
+                self.attach(asker, [stdout, stderr], stdin, socket);
             }
             Request::Resize { target, rows, columns } => {
                 let reply = self.resize(target, rows, columns);
@@ -87,9 +86,7 @@ impl Monitor {
             }
             Request::ReopenLog => self.reopen_asked(asker),
             Request::CloseStdin => {
-                if self.streams.stdin.take().is_some() {
-                    self.tell_all(&Told::StdinClosed);
-                }
+                self.close_stdin();
                 self.reply(asker, Reply::Done);
             }
             Request::InitEnded { status } => {
@@ -122,8 +119,10 @@ impl Monitor {
             Phase::Draining | Phase::Flushing => Reported::Running,
             Phase::Deleting | Phase::Exited { .. } | Phase::Gone => Reported::Exited,
         };
+        let settling = phase == Reported::Created && self.state.phase != Phase::Created;
         Ok(Some(Report {
             phase,
+            settling,
             init_pid: self.init.as_ref().map_or(0, |init| init.pid),
             started_at_ns: self.started_at_ns,
             exit: self.exit.clone(),
@@ -205,9 +204,9 @@ impl Monitor {
         }
     }
 
-    pub(super) fn run_create(&mut self) {
+    pub(super) fn run_create(&mut self, program: Program) {
         let serial = self.next_serial();
-        match self.spawn_create(serial) {
+        match self.spawn_create(serial, program.as_ref()) {
             Ok((purpose, call)) => self.watch_call(serial, purpose, call),
             Err(error) => {
                 self.fail("run the OCI runtime", &error);
@@ -216,10 +215,14 @@ impl Monitor {
         }
     }
 
-    fn spawn_create(&mut self, serial: u32) -> io::Result<(Purpose, Call)> {
+    fn spawn_create(
+        &mut self,
+        serial: u32,
+        program: Option<&OwnedFd>,
+    ) -> io::Result<(Purpose, Call)> {
         let caller = self.caller(serial);
         let pid_file = caller.pid_file();
-        let mut command = caller.command("create");
+        let mut command = caller.command("create", program);
         command.arg("--bundle").arg(&self.container.bundle).arg("--pid-file").arg(&pid_file);
         if self.container.terminal {
             let console = Console::listen(format!("console-{serial}"))?;
@@ -267,7 +270,7 @@ impl Monitor {
     fn run_simple(&mut self, verb: &str, options: &[&str], purpose: Purpose) -> io::Result<()> {
         let serial = self.next_serial();
         let caller = self.caller(serial);
-        let mut command = caller.command(verb);
+        let mut command = caller.command(verb, None);
         command.args(options).arg(&self.container.id);
         let call = caller.start_listening(verb, command)?;
         self.watch_call(serial, purpose, call);

@@ -7,18 +7,20 @@ use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
 use cria_monitor::exit::Exit;
-use cria_monitor::protocol::{Adopt, Create, Event as Told, Failure, FailureKind, Reply};
+use cria_monitor::protocol::{Adopt, Create, Event as Told, Failure, FailureKind, Program, Reply};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::time::{ClockId, clock_gettime};
 
-use super::cgroup::{self, OomWatch};
+use super::attach::Client;
+use super::cgroup;
 use super::connection::{Asker, Connection, SOCKET, listen_here};
 use super::exec::RunningExec;
 use super::init::{Ended, Init};
 use super::oci::{Call, Caller, system};
+use super::oom::OomWatch;
 use super::output::Drain;
 use super::requests::Purpose;
 use super::state::{Action, Event, Phase, State};
@@ -34,9 +36,11 @@ pub(super) enum Source {
     Output(Output),
     LogNews,
     Oom,
+    PodOom,
     Connection(u32),
     Call(u32),
     Exec(u32),
+    Attached(u32),
 }
 
 impl Source {
@@ -52,6 +56,8 @@ impl Source {
             Self::Connection(serial) => (8, serial),
             Self::Call(serial) => (9, serial),
             Self::Exec(serial) => (10, serial),
+            Self::PodOom => (11, 0),
+            Self::Attached(serial) => (12, serial),
         };
         kind << 32 | u64::from(serial)
     }
@@ -69,6 +75,8 @@ impl Source {
             8 => Self::Connection(serial),
             9 => Self::Call(serial),
             10 => Self::Exec(serial),
+            11 => Self::PodOom,
+            12 => Self::Attached(serial),
             _ => return None,
         })
     }
@@ -93,6 +101,7 @@ pub(super) struct Monitor {
     pub(super) connections: Vec<Connection>,
     pub(super) calls: Vec<(u32, Purpose, Call)>,
     pub(super) execs: Vec<RunningExec>,
+    pub(super) attached: Vec<Client>,
     pub(super) init: Option<Init>,
     pub(super) streams: Streams,
     pub(super) log: Option<Log>,
@@ -109,10 +118,15 @@ pub(super) struct Monitor {
 }
 
 /// Creates the container that `daemon` asked for, and stays until it is released.
-pub(super) fn create(mut monitor: Monitor, daemon: OwnedFd, sequence: u32) -> io::Result<()> {
+pub(super) fn create(
+    mut monitor: Monitor,
+    program: Program,
+    daemon: OwnedFd,
+    sequence: u32,
+) -> io::Result<()> {
     let connection = monitor.connect(daemon)?;
     monitor.asked.create = Some(Asker { connection, sequence });
-    monitor.run_create();
+    monitor.run_create(program);
     monitor.run()
 }
 
@@ -140,18 +154,20 @@ impl Monitor {
             cgroup::join(procs)?;
         }
         std::env::set_current_dir(&container.run_dir)?;
-        let mut children = SigSet::empty();
-        children.add(Signal::SIGCHLD);
+        let mut heard = SigSet::empty();
+        heard.add(Signal::SIGCHLD);
+        heard.add(Signal::SIGTERM);
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let monitor = Self {
             container,
             state: State::new(phase),
             events: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
-            signals: SignalFd::with_flags(&children, flags)?,
+            signals: SignalFd::with_flags(&heard, flags)?,
             listener: listen_here()?,
             connections: vec![],
             calls: vec![],
             execs: vec![],
+            attached: vec![],
             init: None,
             streams: Streams::default(),
             log: None,
@@ -190,16 +206,26 @@ impl Monitor {
 
     fn ready(&mut self, source: Source) {
         match source {
-            // What there is to know is asked of the kernel in `reap_strangers`.
-            Source::Signals => drop(self.signals.read_signal()),
+            Source::Signals => self.hear_signals(),
             Source::Listener => self.accept(),
             Source::Init => self.init_ready(),
             Source::Output(output) => self.read_output(output),
             Source::LogNews => self.log_news(),
             Source::Oom => self.oom_ready(),
+            Source::PodOom => self.pod_oom_ready(),
             Source::Connection(serial) => self.hear(serial),
             Source::Call(serial) => self.call_ended(serial),
             Source::Exec(serial) => self.exec_ended(serial),
+            Source::Attached(serial) => self.client_ready(serial),
+        }
+    }
+
+    fn hear_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            // What there is to know of children is asked of the kernel in `reap_strangers`.
+            if signal.ssi_signo == Signal::SIGTERM as u32 {
+                self.happen(Event::LeaveAsked);
+            }
         }
     }
 
@@ -227,13 +253,16 @@ impl Monitor {
             Action::OpenLog => self.open_log(),
             Action::RunStart => self.run_start(),
             Action::AnswerStarted => {
-                if let Some(asker) = self.asked.start.take() {
+                let asker = self.asked.start.take();
+                if let Some(asker) = asker {
                     self.reply(asker, Reply::Started { at_ns: self.started_at_ns });
                 }
+                self.tell_others(asker, &Told::Settled);
             }
             Action::AnswerStartFailed => {
                 let asker = self.asked.start.take();
                 self.reply_failure(asker);
+                self.tell_others(asker, &Told::Settled);
             }
             Action::KillAll => self.kill_all(),
             Action::KillRest => self.kill_rest(),
@@ -319,7 +348,21 @@ impl Monitor {
         }
     }
 
+    fn pod_oom_ready(&mut self) {
+        let Some(oom) = &mut self.oom else { return };
+        oom.look();
+        // Nothing of an ended container is of interest; and a removed cgroup is ready for ever.
+        if self.ended.is_some()
+            && let Some((source, _)) = oom.pod_source()
+        {
+            let _ = self.events.delete(source);
+        }
+    }
+
     pub(super) fn watch_oom(&mut self, oom: OomWatch) -> io::Result<()> {
+        if let Some((source, flags)) = oom.pod_source() {
+            self.events.add(source, EpollEvent::new(flags, Source::PodOom.number()))?;
+        }
         let (source, flags) = oom.source();
         self.events.add(source, EpollEvent::new(flags, Source::Oom.number()))?;
         self.oom = Some(oom);
@@ -329,6 +372,16 @@ impl Monitor {
     pub(super) fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
         self.events.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.number()))?;
         Ok(())
+    }
+
+    /// Other events of what is watched already.
+    pub(super) fn rewatch(
+        &self,
+        fd: BorrowedFd<'_>,
+        source: Source,
+        events: EpollFlags,
+    ) -> io::Result<()> {
+        Ok(self.events.modify(fd, &mut EpollEvent::new(events, source.number()))?)
     }
 
     pub(super) fn unwatch(&self, fd: BorrowedFd<'_>) {
@@ -350,10 +403,18 @@ impl Monitor {
     }
 
     fn time_to_wait(&self) -> EpollTimeout {
-        let calls = self.calls.iter().filter_map(|(_, _, call)| call.next_deadline());
+        let calls = self.calls.iter().flat_map(|(_, purpose, call)| {
+            let begins = match purpose {
+                Purpose::Exec(pending) => pending.next_deadline(),
+                _ => None,
+            };
+            call.next_deadline().into_iter().chain(begins)
+        });
         let execs = self.execs.iter().filter_map(RunningExec::next_deadline);
         let init = self.init.as_ref().and_then(Init::next_look);
-        let next = calls.chain(execs).chain(init).chain(self.output.next_telling()).min();
+        let clients = self.attached.iter().filter_map(Client::deadline);
+        let others = init.into_iter().chain(self.output.next_telling()).chain(clients);
+        let next = calls.chain(execs).chain(others).min();
         match next {
             Some(next) => {
                 let left = next.saturating_duration_since(Instant::now());
@@ -369,7 +430,9 @@ impl Monitor {
         for (_, _, call) in self.calls.iter_mut().filter(|(_, _, call)| call.is_over(now)) {
             call.kill();
         }
+        self.give_up_late_beginnings(now);
         self.end_late_execs(now);
+        self.drop_late_clients(now);
         self.look_at_foreign_init(now);
         self.tell_losses(now);
     }

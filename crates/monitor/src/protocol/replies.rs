@@ -15,6 +15,7 @@ mod kind {
     pub(super) const EXEC_EXITED: u16 = 0x202;
     pub(super) const STDIN_CLOSED: u16 = 0x203;
     pub(super) const LOG_LOST: u16 = 0x204;
+    pub(super) const SETTLED: u16 = 0x205;
 }
 
 mod state {
@@ -24,6 +25,7 @@ mod state {
     pub(super) const EXIT: u16 = 4;
     pub(super) const STDIN_OPEN: u16 = 5;
     pub(super) const DESCRIPTORS: u16 = 6;
+    pub(super) const SETTLING: u16 = 7;
 }
 
 mod descriptors {
@@ -54,6 +56,7 @@ mod started {
 mod exec_started {
     pub(super) const PID: u16 = 1;
     pub(super) const TERMINAL: u16 = 2;
+    pub(super) const PROCESS: u16 = 3;
 }
 
 mod failed {
@@ -114,7 +117,9 @@ impl FromMonitor {
                     &mut fds,
                     "exec_started.terminal",
                 )?;
-                Self::Reply(header.sequence, Reply::ExecStarted { pid, terminal })
+                let process =
+                    fields.optional_fd(exec_started::PROCESS, &mut fds, "exec_started.process")?;
+                Self::Reply(header.sequence, Reply::ExecStarted { pid, terminal, process })
             }
             kind::FAILED => Self::Reply(header.sequence, Reply::Failed(read_failure(&fields)?)),
             kind::EXITED => {
@@ -126,6 +131,7 @@ impl FromMonitor {
                 timed_out: fields.bool(exec_exited::TIMED_OUT, "exec_exited.timed_out")?,
             }),
             kind::STDIN_CLOSED => Self::Event(Event::StdinClosed),
+            kind::SETTLED => Self::Event(Event::Settled),
             kind::LOG_LOST => Self::Event(Event::LogLost {
                 bytes: fields.number(log_lost::BYTES, "log_lost.bytes")?,
                 error: fields.text(log_lost::ERROR),
@@ -150,10 +156,11 @@ fn encode_reply(sequence: u32, reply: Reply) -> Packet {
             writer.signed(started::AT, at_ns);
             writer
         }
-        Reply::ExecStarted { pid, terminal } => {
+        Reply::ExecStarted { pid, terminal, process } => {
             let mut writer = new(kind::EXEC_STARTED);
             writer.signed(exec_started::PID, i64::from(pid));
             writer.optional_fd(exec_started::TERMINAL, terminal);
+            writer.optional_fd(exec_started::PROCESS, process);
             writer
         }
         Reply::Failed(failure) => {
@@ -182,6 +189,7 @@ fn encode_event(event: Event) -> Packet {
             writer
         }
         Event::StdinClosed => new(kind::STDIN_CLOSED),
+        Event::Settled => new(kind::SETTLED),
         Event::LogLost { bytes, error } => {
             let mut writer = new(kind::LOG_LOST);
             writer.unsigned(log_lost::BYTES, bytes);
@@ -200,6 +208,7 @@ fn write_state(writer: &mut Writer, value: State) {
         writer.nested(state::EXIT, |writer| write_exit(writer, exit));
     }
     writer.bool(state::STDIN_OPEN, value.stdin_open);
+    writer.bool(state::SETTLING, value.settling);
     write_descriptors(writer, state::DESCRIPTORS, value.descriptors);
 }
 
@@ -212,6 +221,7 @@ fn read_state(fields: &Fields<'_>, fds: &mut Fds) -> Result<State, ProtocolError
     };
     Ok(State {
         phase,
+        settling: fields.bool(state::SETTLING, "state.settling")?,
         init_pid: fields.signed(state::INIT_PID, "state.init_pid")?,
         started_at_ns: fields.signed(state::STARTED_AT, "state.started_at_ns")?,
         exit: fields.nested(state::EXIT)?.map(|fields| read_exit(&fields)).transpose()?,

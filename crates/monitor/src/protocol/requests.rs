@@ -34,6 +34,7 @@ mod create {
     pub(super) const OWN_PID_NAMESPACE: u16 = 10;
     pub(super) const OOM_SCORE_ADJ: u16 = 11;
     pub(super) const JOIN_CGROUP: u16 = 12;
+    pub(super) const PROGRAM: u16 = 13;
 }
 
 mod runtime {
@@ -67,6 +68,7 @@ mod exec {
     pub(super) const STDERR: u16 = 6;
     pub(super) const TIMEOUT: u16 = 7;
     pub(super) const DIES_WITH_CONNECTION: u16 = 8;
+    pub(super) const PROGRAM: u16 = 9;
 }
 
 mod signal {
@@ -100,7 +102,10 @@ impl Request {
     pub fn encode(self, sequence: u32) -> Packet {
         let mut writer = Writer::new(self.kind(), sequence);
         match self {
-            Self::Create(create) => write_create(&mut writer, &create),
+            Self::Create { container, program } => {
+                write_create(&mut writer, &container);
+                writer.optional_fd(create::PROGRAM, program);
+            }
             Self::Adopt(adopt) => write_adopt(&mut writer, *adopt),
             Self::State | Self::Start | Self::ReopenLog | Self::CloseStdin | Self::Release => {}
             Self::Exec(exec) => write_exec(&mut writer, exec),
@@ -131,7 +136,10 @@ impl Request {
         let fields = Fields::parse(&packet.bytes[HEADER_LEN..], header.sequence)?;
         let mut fds: Fds = packet.fds.into_iter().map(Some).collect();
         let request = match header.kind {
-            kind::CREATE => Self::Create(Box::new(read_create(&fields)?)),
+            kind::CREATE => Self::Create {
+                container: Box::new(read_create(&fields)?),
+                program: fields.optional_fd(create::PROGRAM, &mut fds, "create.program")?,
+            },
             kind::ADOPT => Self::Adopt(Box::new(read_adopt(&fields, &mut fds)?)),
             kind::STATE => Self::State,
             kind::START => Self::Start,
@@ -161,7 +169,7 @@ impl Request {
 
     fn kind(&self) -> u16 {
         match self {
-            Self::Create(_) => kind::CREATE,
+            Self::Create { .. } => kind::CREATE,
             Self::Adopt(_) => kind::ADOPT,
             Self::State => kind::STATE,
             Self::Start => kind::START,
@@ -277,6 +285,7 @@ fn write_exec(writer: &mut Writer, value: Exec) {
         writer.duration(exec::TIMEOUT, timeout);
     }
     writer.bool(exec::DIES_WITH_CONNECTION, value.dies_with_connection);
+    writer.optional_fd(exec::PROGRAM, value.program);
 }
 
 fn read_exec(fields: &Fields<'_>, fds: &mut Fds) -> Result<Exec, ProtocolError> {
@@ -290,6 +299,7 @@ fn read_exec(fields: &Fields<'_>, fds: &mut Fds) -> Result<Exec, ProtocolError> 
         timeout: read_timeout(fields)?,
         dies_with_connection: fields
             .bool(exec::DIES_WITH_CONNECTION, "exec.dies_with_connection")?,
+        program: fields.optional_fd(exec::PROGRAM, fds, "exec.program")?,
     })
 }
 

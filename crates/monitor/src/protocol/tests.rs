@@ -94,8 +94,8 @@ fn target() -> impl Strategy<Value = Target> {
 }
 
 fn exec() -> impl Strategy<Value = Exec> {
-    let fields = (any::<u64>(), any::<[bool; 5]>(), prop::option::of(any::<u32>()));
-    fields.prop_map(|(exec, [terminal, stdin, stdout, stderr, dies], timeout)| Exec {
+    let fields = (any::<u64>(), any::<[bool; 6]>(), prop::option::of(any::<u32>()));
+    fields.prop_map(|(exec, [terminal, stdin, stdout, stderr, dies, program], timeout)| Exec {
         exec,
         process: fd(),
         terminal,
@@ -104,6 +104,7 @@ fn exec() -> impl Strategy<Value = Exec> {
         stderr: stderr.then(fd),
         timeout: timeout.map(|ms| Duration::from_millis(ms.into())),
         dies_with_connection: dies,
+        program: program.then(fd),
     })
 }
 
@@ -123,7 +124,10 @@ fn adopt() -> impl Strategy<Value = Adopt> {
 fn request() -> impl Strategy<Value = Request> {
     let scopes = prop_oneof![Just(SignalScope::Process), Just(SignalScope::Group)];
     prop_oneof![
-        create().prop_map(|create| Request::Create(Box::new(create))),
+        (create(), any::<bool>()).prop_map(|(container, program)| Request::Create {
+            container: Box::new(container),
+            program: program.then(fd),
+        }),
         adopt().prop_map(|adopt| Request::Adopt(Box::new(adopt))),
         (0..5usize).prop_map(|which| match which {
             0 => Request::State,
@@ -159,17 +163,29 @@ fn from_monitor() -> impl Strategy<Value = FromMonitor> {
         Just(FailureKind::System),
         Just(FailureKind::Unsupported),
     ];
-    let state = (phase, any::<i32>(), any::<i64>(), prop::option::of(exit()), any::<[bool; 6]>());
+    let state = (phase, any::<i32>(), any::<i64>(), prop::option::of(exit()), any::<[bool; 7]>());
     let reply = prop_oneof![
         Just(()).prop_map(|()| Reply::Done),
-        state.prop_map(|(phase, init_pid, started_at_ns, exit, [stdin_open, which @ ..])| {
-            let descriptors = descriptors(which);
-            let state = State { phase, init_pid, started_at_ns, exit, stdin_open, descriptors };
-            Reply::State(Box::new(state))
-        }),
+        state.prop_map(
+            |(phase, init_pid, started_at_ns, exit, [stdin_open, settling, which @ ..])| {
+                let descriptors = descriptors(which);
+                let state = State {
+                    phase,
+                    settling,
+                    init_pid,
+                    started_at_ns,
+                    exit,
+                    stdin_open,
+                    descriptors,
+                };
+                Reply::State(Box::new(state))
+            }
+        ),
         any::<i64>().prop_map(|at_ns| Reply::Started { at_ns }),
-        (any::<i32>(), any::<bool>())
-            .prop_map(|(pid, tty)| Reply::ExecStarted { pid, terminal: tty.then(fd) }),
+        (any::<i32>(), any::<[bool; 2]>()).prop_map(|(pid, [tty, pidfd])| {
+            let (terminal, process) = (tty.then(fd), pidfd.then(fd));
+            Reply::ExecStarted { pid, terminal, process }
+        }),
         (kind, ".{0,9000}").prop_map(|(kind, message)| Reply::Failed(Failure { kind, message })),
     ];
     let event = prop_oneof![
@@ -177,6 +193,7 @@ fn from_monitor() -> impl Strategy<Value = FromMonitor> {
         (any::<u64>(), status(), any::<bool>())
             .prop_map(|(exec, status, timed_out)| Event::ExecExited { exec, status, timed_out }),
         Just(Event::StdinClosed),
+        Just(Event::Settled),
         (any::<u64>(), ".{0,99}").prop_map(|(bytes, error)| Event::LogLost { bytes, error }),
     ];
     prop_oneof![

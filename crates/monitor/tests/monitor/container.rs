@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cria_monitor::exit::Status;
-use cria_monitor::protocol::{Event, FailureKind, FromMonitor, Packet, Phase, Reply, Request};
+use cria_monitor::protocol::{
+    Event, Exec, FailureKind, FromMonitor, Packet, Phase, Reply, Request,
+};
 use cria_monitor::protocol::{SignalScope, Target};
 use cria_monitor::socket;
 use nix::mount::{MsFlags, mount, umount};
-use nix::sys::signal::kill;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe};
 
 use crate::node::{Client, Container, Monitor, Options, wait_for};
@@ -234,6 +236,27 @@ fn a_late_exec_is_killed_with_its_session() {
 }
 
 #[test]
+fn an_exec_that_begins_after_its_time_is_ended_all_the_same() {
+    let base = tempfile::tempdir().unwrap();
+    // The process runs a second before its pid is told.
+    let late = "f=$(echo \"$*\" | sed 's/.*--pid-file \\([^ ]*\\).*/\\1/'); \
+        runc $(echo \"$*\" | sed 's/\\(--pid-file [^ ]*\\)/\\1.early/') || exit; \
+        sleep 1; mv $f.early $f; exit 0";
+    let runtime = stand_in(base.path(), "exec", late);
+    let container = Container::new("sleep 1000", Options { runtime, ..Options::default() });
+    let mut monitor = Monitor::start(&container);
+    let mark = format!("1{:06}", std::process::id());
+    let mut exec = monitor.client.exec(1, &format!("exec sleep {mark}"));
+    exec.timeout = Some(Duration::from_millis(300));
+    let failure = monitor.client.failed(Request::Exec(exec));
+    assert_eq!(failure.kind, FailureKind::TimedOut, "{}", failure.message);
+    wait_for("start of the command", || find_process(&mark));
+    wait_for("end of the command", || find_process(&mark).is_none().then_some(()));
+    assert_eq!(monitor.client.state().phase, Phase::Running);
+    monitor.release();
+}
+
+#[test]
 fn an_exec_dies_with_the_connection_that_asked_for_it() {
     let container = Container::new("sleep 1000", Options::default());
     let mut monitor = Monitor::start(&container);
@@ -299,6 +322,23 @@ fn an_exit_that_no_daemon_saw_waits_for_the_next_one() {
     assert_eq!((state.phase, state.exit), (Phase::Exited, Some(exit)));
     monitor.client = next;
     monitor.release();
+}
+
+#[test]
+fn a_monitor_that_is_told_to_end_stays_until_its_container_has_ended() {
+    let options = Options { stdin: true, ..Options::default() };
+    let container = Container::new("read line; exit 6", options);
+    let mut monitor = Monitor::start(&container);
+    let pid = Pid::from_raw(i32::try_from(monitor.process.id()).unwrap());
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGTERM] {
+        kill(pid, signal).unwrap();
+    }
+    assert_eq!(monitor.client.state().phase, Phase::Running);
+    monitor.client.done(Request::CloseStdin);
+    assert_eq!(monitor.client.exited().status, Status::Code(6));
+    assert!(monitor.process.wait().unwrap().success());
+    assert_eq!(container.exit().unwrap().status, Status::Code(6));
+    assert!(cgroup_is_gone(&container));
 }
 
 #[test]
@@ -410,7 +450,7 @@ fn a_runtime_that_hangs_is_killed_with_its_children() {
         let mut monitor = Monitor::spawn();
         let before = Instant::now();
         let failure = if verb == "create" {
-            monitor.client.failed(Request::Create(Box::new(container.create.clone())))
+            monitor.client.failed(container.request())
         } else {
             monitor = Monitor::create(&container);
             if verb == "start" {
@@ -439,11 +479,37 @@ fn a_runtime_that_hangs_is_killed_with_its_children() {
 }
 
 #[test]
+fn a_create_and_an_exec_run_the_program_that_comes_with_them() {
+    let base = tempfile::tempdir().unwrap();
+    let runc = ["/usr/sbin/runc", "/usr/bin/runc"].into_iter().find_map(|path| fs::read(path).ok());
+    let runc = socket::sealed(c"runc", &runc.unwrap()).unwrap();
+    // At its path is one that can do everything else.
+    let runtime = stand_in(base.path(), "create' | *' exec", "exit 1");
+    let container = Container::new("sleep 1000", Options { runtime, ..Options::default() });
+    let mut monitor = Monitor::spawn();
+    let create = Box::new(container.create.clone());
+    let program = Some(runc.try_clone().unwrap());
+    match monitor.client.ask(Request::Create { container: create, program }) {
+        Reply::State(state) => assert_eq!(state.phase, Phase::Created),
+        other => panic!("{other:?}"),
+    }
+    monitor.client.start();
+    let exec = Exec { program: Some(runc), ..monitor.client.exec(1, "exit 5") };
+    monitor.client.exec_started(exec);
+    match monitor.client.receive().unwrap() {
+        FromMonitor::Event(Event::ExecExited { status, .. }) => assert_eq!(status, Status::Code(5)),
+        other => panic!("{other:?}"),
+    }
+    monitor.release();
+    assert!(cgroup_is_gone(&container));
+}
+
+#[test]
 fn a_create_that_is_refused_says_why_and_leaves_nothing() {
     let options = Options { args: Some(vec!["/bin/nope".into()]), ..Options::default() };
     let container = Container::new("", options);
     let mut monitor = Monitor::spawn();
-    let failure = monitor.client.failed(Request::Create(Box::new(container.create.clone())));
+    let failure = monitor.client.failed(container.request());
     assert_eq!(failure.kind, FailureKind::Refused);
     assert!(failure.message.contains("/bin/nope"), "{}", failure.message);
     assert!(monitor.client.receive().is_none());
@@ -455,7 +521,8 @@ fn a_create_that_is_refused_says_why_and_leaves_nothing() {
     let mut create = container.create.clone();
     create.runtime.path = "/no/such/runtime".into();
     let mut monitor = Monitor::spawn();
-    let failure = monitor.client.failed(Request::Create(Box::new(create)));
+    let failure =
+        monitor.client.failed(Request::Create { container: Box::new(create), program: None });
     assert_eq!(failure.kind, FailureKind::System);
 }
 
@@ -543,7 +610,7 @@ fn what_does_not_fit_the_phase_is_refused() {
     assert!(!container.create.log.as_ref().unwrap().exists());
     monitor.client.start();
     assert_eq!(monitor.client.failed(Request::Start).kind, FailureKind::WrongPhase);
-    let again = Request::Create(Box::new(container.create.clone()));
+    let again = container.request();
     assert_eq!(monitor.client.failed(again).kind, FailureKind::WrongPhase);
 
     // A newer daemon's request.
@@ -578,7 +645,7 @@ fn a_monitor_ignores_every_signal_but_sigkill() {
     let container = Container::new("sleep 1000", Options::default());
     let mut monitor = Monitor::start(&container);
     let pid = Pid::from_raw(i32::try_from(monitor.process.id()).unwrap());
-    for signal in nix::sys::signal::Signal::iterator() {
+    for signal in Signal::iterator() {
         use nix::sys::signal::Signal::{SIGABRT, SIGKILL, SIGSTOP};
         if ![SIGKILL, SIGSTOP, SIGABRT].contains(&signal) {
             kill(pid, signal).unwrap();

@@ -127,6 +127,11 @@ impl Container {
         Self { _dir: dir, create }
     }
 
+    /// Asks for it, with the OCI runtime at its path.
+    pub(crate) fn request(&self) -> Request {
+        Request::Create { container: Box::new(self.create.clone()), program: None }
+    }
+
     pub(crate) fn log(&self) -> Vec<u8> {
         fs::read(self.create.log.as_ref().unwrap()).unwrap_or_default()
     }
@@ -313,7 +318,7 @@ impl Client {
         loop {
             match self.event() {
                 Event::Exited(exit) => return exit,
-                Event::LogLost { .. } | Event::StdinClosed => {}
+                Event::LogLost { .. } | Event::StdinClosed | Event::Settled => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -337,12 +342,13 @@ impl Client {
             stderr: None,
             timeout: None,
             dies_with_connection: false,
+            program: None,
         }
     }
 
     pub(crate) fn exec_started(&mut self, exec: Exec) -> (i32, Option<OwnedFd>) {
         match self.ask(Request::Exec(exec)) {
-            Reply::ExecStarted { pid, terminal } => (pid, terminal),
+            Reply::ExecStarted { pid, terminal, .. } => (pid, terminal),
             other => panic!("{other:?}"),
         }
     }
@@ -370,8 +376,7 @@ impl Monitor {
     /// A monitor whose container is created.
     pub(crate) fn create(container: &Container) -> Self {
         let mut monitor = Self::spawn();
-        let create = Request::Create(Box::new(container.create.clone()));
-        match monitor.client.ask(create) {
+        match monitor.client.ask(container.request()) {
             Reply::State(_) => monitor,
             other => panic!("{other:?}"),
         }

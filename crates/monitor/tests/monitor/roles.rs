@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use nix::mount::umount;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cria-monitor");
@@ -159,8 +159,25 @@ fn a_pod_s_init_is_confined_and_reaps() {
         fs::read_to_string(&children).unwrap().is_empty().then_some(())
     });
 
+    // As long as the pod has another process, SIGTERM does not end it.
+    let mut other = Command::new("nsenter");
+    other.args(["--target", &pid.to_string(), "--pid", "cat"]).stdin(Stdio::piped());
+    let mut other = other.spawn().unwrap();
+    crate::node::wait_for("a process of the pod", || {
+        let nsenter = other.id();
+        let children = fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children"));
+        (!children.unwrap().is_empty()).then_some(())
+    });
     let pid = Pid::from_raw(i32::try_from(pid).unwrap());
     kill(pid, Signal::SIGTERM).unwrap();
+    let heard = format!("/proc/{pid}/status");
+    crate::node::wait_for("the signal taken", || {
+        let status = fs::read_to_string(&heard).unwrap();
+        status.contains("ShdPnd:\t0000000000000000\n").then_some(())
+    });
+    assert_eq!(waitpid(pid, Some(WaitPidFlag::WNOHANG)).unwrap(), WaitStatus::StillAlive);
+    drop(other.stdin.take());
+    assert!(other.wait().unwrap().success());
     assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 0));
 }
 
@@ -178,10 +195,13 @@ fn the_probes_answer_by_their_exit_code() {
         Command::new(PROGRAM).args(arguments).status().unwrap().code().unwrap()
     };
     assert_eq!(code(&["probe"]), 0);
-    assert_eq!(code(&["probe-mount", "/no/such/directory"]), 1);
-    assert_eq!(code(&["probe-mount"]), 2);
+    assert_eq!(code(&["probe-mount", "/no/such/directory", "/"]), 1);
+    assert_eq!(code(&["probe-mount", "/tmp"]), 2);
     assert_eq!(code(&["no-such-role"]), 2);
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(code(&["probe-mount", dir.path().to_str().unwrap()]), 0);
-    umount(dir.path()).unwrap();
+    let dir = dir.path().to_str().unwrap();
+    for (second, expected) in [("/proc/1", 0), (dir, 3)] {
+        assert_eq!(code(&["probe-mount", dir, second]), expected, "{second}");
+        umount(dir).unwrap();
+    }
 }
