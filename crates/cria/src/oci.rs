@@ -2,19 +2,22 @@
 //! makes itself. (`create`, `start` and `exec` are the monitor's.)
 
 mod probe;
+mod program;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
-use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-pub(crate) use probe::{Finding, Probe, candidates, choose};
+pub(crate) use probe::{Finding, Probe, candidates, choose, output};
+
+use self::program::SealedProgram;
 
 use crate::id::ContainerId;
 
@@ -37,6 +40,8 @@ pub(crate) enum OciError {
 #[derive(Clone, Debug)]
 pub(crate) struct OciRuntime {
     path: PathBuf,
+    /// None: it does not work from memory.
+    sealed: Option<SealedProgram>,
     /// Its `--root`.
     state: PathBuf,
     systemd_cgroup: bool,
@@ -45,25 +50,18 @@ pub(crate) struct OciRuntime {
     pub(crate) version: String,
     /// Why this one was chosen.
     pub(crate) reason: String,
-    pub(crate) features: Features,
-}
-
-/// What `features` says, as far as it concerns us.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct Features {
-    mount_options: Vec<String>,
-}
-
-impl Features {
-    pub(crate) fn recursive_read_only(&self) -> bool {
-        self.mount_options.iter().any(|option| option == "rro")
-    }
+    /// Whether it can make a mount read-only with all that is mounted below it.
+    pub(crate) recursive_read_only: bool,
 }
 
 impl OciRuntime {
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What a monitor is to run for a call that would else begin with a copy. None: the file.
+    pub(crate) fn program(&self) -> Option<OwnedFd> {
+        self.sealed.as_ref()?.now()
     }
 
     /// The runtime handler's name: the program's.
@@ -121,6 +119,8 @@ impl OciRuntime {
             .args(self.arguments())
             .arg(command)
             .args(arguments)
+            // As the monitors run it. (OCI runtimes act on systemd's NOTIFY_SOCKET.)
+            .env_clear()
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -6,26 +6,35 @@
 //! daemon would otherwise wait for it.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Features, OciError, OciRuntime};
+use super::program::{Build, SealedProgram};
+use super::{OciError, OciRuntime};
+use crate::cgroup::{CgroupPath, Hierarchy};
 use crate::checkpoint;
+use crate::process::await_readable;
 use crate::{mounts, programs};
 
 /// In the order of preference: crun starts a container in a third of runc's time.
 const CANDIDATES: [&str; 2] = ["crun", "runc"];
 
+/// The exit code of the trial's container if the read-only mount is not so below its top.
+const WRITABLE_BELOW: i32 = 3;
+
 /// For one call of a trial: much longer than any takes.
-const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// For what a trial left to die.
+const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where and how a candidate is tried.
 pub(crate) struct Probe<'a> {
@@ -36,6 +45,7 @@ pub(crate) struct Probe<'a> {
     /// The static binary that the trial container runs.
     pub(crate) monitor: &'a Path,
     pub(crate) systemd_cgroup: bool,
+    pub(crate) cgroups: &'a Hierarchy,
     pub(crate) deadline: Duration,
     pub(crate) boot_id: &'a str,
 }
@@ -43,47 +53,23 @@ pub(crate) struct Probe<'a> {
 /// What was found out about one program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Finding {
-    program: Program,
+    program: Build,
     boot_id: String,
     systemd_cgroup: bool,
     /// The first line of what it says of itself.
     pub(crate) version: String,
-    mount_options: Vec<String>,
+    /// Whether it can make a mount read-only with all that is mounted below it.
+    pub(crate) recursive_read_only: bool,
+    /// Whether it works when it is run from a copy in memory. (One that looks for its file does
+    /// not, nor a script.)
+    sealed: bool,
     /// Why it does not work; none: it does.
     pub(crate) fault: Option<String>,
-}
-
-/// Tells one build of a program from another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Program {
-    path: PathBuf,
-    size: u64,
-    changed_ns: i64,
-}
-
-impl Program {
-    fn at(path: &Path) -> io::Result<Self> {
-        let found = fs_err::metadata(path)?;
-        let changed_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
-        Ok(Self { path: path.to_owned(), size: found.len(), changed_ns })
-    }
 }
 
 /// Those that are installed.
 pub(crate) fn candidates() -> Vec<PathBuf> {
     CANDIDATES.iter().filter_map(|name| programs::find(name.as_ref())).collect()
-}
-
-impl Finding {
-    /// Whether it is new enough to say what it can do.
-    pub(crate) fn tells_features(&self) -> bool {
-        !self.mount_options.is_empty()
-    }
-
-    /// Whether it can make a mount read-only with all that is mounted below it.
-    pub(crate) fn recursive_read_only(&self) -> bool {
-        self.mount_options.iter().any(|option| option == "rro")
-    }
 }
 
 /// The runtime that is configured, or the first candidate that works. Blocking.
@@ -101,14 +87,16 @@ pub(crate) fn choose(probe: &Probe<'_>) -> Result<OciRuntime, OciError> {
                 (None, true) => "it works, and is the fastest".to_owned(),
                 (None, false) => format!("it works; {}", tried.join("; ")),
             };
+            let sealed = if finding.sealed { seal(&path) } else { None };
             return Ok(OciRuntime {
                 path,
+                sealed,
                 state: probe.state.to_owned(),
                 systemd_cgroup: probe.systemd_cgroup,
                 deadline: probe.deadline,
                 version: finding.version,
                 reason,
-                features: Features { mount_options: finding.mount_options },
+                recursive_read_only: finding.recursive_read_only,
             });
         };
         tried.push(format!("{} does not work here: {fault}", path.display()));
@@ -121,10 +109,16 @@ pub(crate) fn choose(probe: &Probe<'_>) -> Result<OciRuntime, OciError> {
     Err(OciError::None { tried })
 }
 
+/// Without a copy everything works, only slower.
+fn seal(path: &Path) -> Option<SealedProgram> {
+    let sealed = SealedProgram::of(path);
+    sealed.inspect_err(|error| tracing::warn!(%error, "the OCI runtime is run from its file")).ok()
+}
+
 impl Probe<'_> {
     fn look_at(&self, path: &Path) -> Result<Finding, OciError> {
         let failed = |source| OciError::Spawn { runtime: path.to_owned(), source };
-        let program = Program::at(path).map_err(failed)?;
+        let program = Build::at(path).map_err(failed)?;
         let cache = self.run.join("oci-probe.json");
         let mut known: Vec<Finding> =
             checkpoint::read(&cache).map(|Known { findings }| findings).unwrap_or_default();
@@ -147,32 +141,49 @@ impl Probe<'_> {
 
     /// The trial itself, whatever was found before.
     pub(crate) fn try_out(&self, path: &Path) -> io::Result<Finding> {
-        let program = Program::at(path)?;
+        let program = Build::at(path)?;
         let version = output(Command::new(path).arg("--version"))?;
         let version =
             String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or("").to_owned();
-        let trial = Trial { probe: self, path, directory: self.run.join("oci-probe") };
-        let fault = trial.run();
-        trial.clear()?;
+        let from_memory = SealedProgram::of(path).ok().and_then(|program| program.now());
+        let sealed = from_memory.map(|program| self.trial(path, Some(program)));
+        let (outcome, sealed) = match sealed {
+            Some(Ok(outcome @ Ok(_))) => (outcome, true),
+            _ => (self.trial(path, None)?, false),
+        };
         Ok(Finding {
             program,
             boot_id: self.boot_id.to_owned(),
             systemd_cgroup: self.systemd_cgroup,
             version,
-            mount_options: features(path).mount_options,
-            fault: fault.err().map(|error| error.to_string()),
+            recursive_read_only: matches!(outcome, Ok(ReadOnly::Recursively)),
+            sealed,
+            fault: outcome.err().map(|error| error.to_string()),
         })
+    }
+
+    /// The outer error: something is left that cannot be removed.
+    fn trial(
+        &self,
+        path: &Path,
+        program: Option<OwnedFd>,
+    ) -> io::Result<Result<ReadOnly, io::Error>> {
+        let trial = Trial { probe: self, path, program, directory: self.run.join("oci-probe") };
+        let outcome = trial.run();
+        trial.clear()?;
+        Ok(outcome)
     }
 }
 
 /// Runs `command` to its end, which must come soon: a runtime that hangs must not hang whoever asks
 /// about it. What it says fits into a pipe.
-fn output(command: &mut Command) -> io::Result<Output> {
+pub(crate) fn output(command: &mut Command) -> io::Result<Output> {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // As the monitors run it: with systemd's NOTIFY_SOCKET it would wait for the container's message.
+    let command = command.env_clear();
     let mut child = command.spawn()?;
     let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-    let mut poll = [PollFd::new(&process, PollFlags::IN)];
-    if rustix::event::poll(&mut poll, Some(&DEADLINE))? == 0 {
+    if !await_readable(&process, Instant::now() + DEADLINE)? {
         child.kill()?;
         child.wait()?;
         return Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end in time"));
@@ -186,51 +197,102 @@ struct Known {
     findings: Vec<Finding>,
 }
 
-/// An old runtime has no such command: then nothing special is known of it.
-fn features(path: &Path) -> Features {
-    let output = output(Command::new(path).arg("features"));
-    output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default()
+/// What a mount that was asked to be read-only recursively has become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadOnly {
+    Recursively,
+    AtItsTop,
 }
 
-/// One container that mounts something in a Bidirectional mount.
+/// Two mounts of the trial container: a Bidirectional one, and one that is to be read-only with what
+/// is mounted below it. (What a runtime says of itself is not asked: old ones have no `features`,
+/// and the kernel has a word in it.)
 struct Trial<'a> {
     probe: &'a Probe<'a>,
     path: &'a Path,
+    /// Run instead of the file.
+    program: Option<OwnedFd>,
     directory: PathBuf,
 }
 
 impl Trial<'_> {
-    fn run(&self) -> io::Result<()> {
+    fn run(&self) -> io::Result<ReadOnly> {
         self.clear()?;
-        let (rootfs, shared) = (self.directory.join("rootfs"), self.directory.join("shared"));
-        for directory in [rootfs.join("shared"), shared.join("mounted")] {
-            fs_err::create_dir_all(directory)?;
+        self.prepare()?;
+        let outcome = match self.outcome("rro")? {
+            // It may be the option that it refuses.
+            Err(_) => self.outcome("ro")?,
+            Ok(read_only) => Ok(read_only),
+        };
+        let read_only = outcome.map_err(io::Error::other)?;
+        if self.probe.cgroups.remove_stray(&self.cgroup())? {
+            return Err(io::Error::other("it makes cgroups where no cgroup v2 is mounted"));
         }
-        mount_bind(&shared, &shared)?;
-        mount_change(&shared, MountPropagationFlags::SHARED)?;
-        fs_err::copy(self.probe.monitor, rootfs.join("monitor"))?;
-        let spec = serde_json::to_vec(&self.spec(&shared))?;
-        fs_err::write(self.directory.join("config.json"), spec)?;
-
-        let output = self.call(&["run", "--bundle", &self.directory.display().to_string()])?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let line = said.lines().rev().find(|line| !line.trim().is_empty());
-            return Err(io::Error::other(line.unwrap_or("it says nothing").to_owned()));
-        }
-        match mounts::is_mount_point(&shared.join("mounted"))? {
-            true => Ok(()),
+        match mounts::is_mount_point(&self.shared().join("mounted"))? {
+            true => Ok(read_only),
             false => Err(io::Error::other("a Bidirectional mount does not reach the host")),
         }
     }
 
+    fn prepare(&self) -> io::Result<()> {
+        let (rootfs, kept) = (self.rootfs(), self.kept());
+        for directory in [rootfs.clone(), self.shared().join("mounted"), kept.join("below")] {
+            fs_err::create_dir_all(directory)?;
+        }
+        // /run is noexec and nodev on Debian; a container's root filesystem is neither.
+        mount("tmpfs", &rootfs, "tmpfs", MountFlags::NOSUID, Some(c"mode=755"))?;
+        mount("tmpfs", kept.join("below"), "tmpfs", MountFlags::NOSUID, Some(c"size=4k"))?;
+        for destination in ["shared", "kept"] {
+            fs_err::create_dir(rootfs.join(destination))?;
+        }
+        mount_bind(self.shared(), self.shared())?;
+        mount_change(self.shared(), MountPropagationFlags::SHARED)?;
+        fs_err::copy(self.probe.monitor, rootfs.join("monitor"))?;
+        Ok(())
+    }
+
+    /// How the container ends if `option` is what makes mounts read-only; else what the runtime says.
+    fn outcome(&self, option: &str) -> io::Result<Result<ReadOnly, String>> {
+        let spec = serde_json::to_vec(&self.spec(option))?;
+        fs_err::write(self.directory.join("config.json"), spec)?;
+        let output = self.call(&["run", "--bundle", &self.directory.display().to_string()])?;
+        Ok(match output.status.code() {
+            Some(0) => Ok(ReadOnly::Recursively),
+            Some(WRITABLE_BELOW) => Ok(ReadOnly::AtItsTop),
+            Some(_) | None => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let line = said.lines().rev().find(|line| !line.trim().is_empty());
+                Err(line.unwrap_or("it says nothing").to_owned())
+            }
+        })
+    }
+
+    fn rootfs(&self) -> PathBuf {
+        self.directory.join("rootfs")
+    }
+
+    fn shared(&self) -> PathBuf {
+        self.directory.join("shared")
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.directory.join("kept")
+    }
+
     fn call(&self, arguments: &[&str]) -> io::Result<Output> {
-        let mut command = Command::new(self.path);
-        command.arg("--root").arg(self.probe.state);
+        let mut command = match &self.program {
+            Some(program) => Command::new(format!("/proc/self/fd/{}", program.as_raw_fd())),
+            None => Command::new(self.path),
+        };
+        command.arg0(self.path).arg("--root").arg(self.probe.state);
         if self.probe.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
         output(command.args(arguments).arg(self.name()))
+    }
+
+    fn cgroup(&self) -> CgroupPath {
+        CgroupPath::parse(&self.name()).expect("a plain name")
     }
 
     /// Unique beside another daemon's trial.
@@ -238,17 +300,18 @@ impl Trial<'_> {
         format!("cria-probe-{}", std::process::id())
     }
 
-    fn spec(&self, shared: &Path) -> serde_json::Value {
+    fn spec(&self, read_only: &str) -> serde_json::Value {
         let cgroup = match self.probe.systemd_cgroup {
             true => format!("system.slice:cria:{}", self.name()),
-            false => format!("/{}", self.name()),
+            // One below another: what a runtime leaves are the ones above.
+            false => format!("{}/trial", self.cgroup()),
         };
         let capabilities = ["CAP_SYS_ADMIN"];
         json!({
             "ociVersion": "1.0.2",
             "process": {
                 "user": {"uid": 0, "gid": 0},
-                "args": ["/monitor", "probe-mount", "/shared/mounted"],
+                "args": ["/monitor", "probe-mount", "/shared/mounted", "/kept/below"],
                 "cwd": "/",
                 "capabilities": {
                     "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
@@ -257,7 +320,10 @@ impl Trial<'_> {
             "root": {"path": "rootfs"},
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/shared", "type": "bind", "source": shared, "options": ["rbind", "rshared"]},
+                // The devices are made here: where the root file system lies they may mean nothing.
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {"destination": "/shared", "type": "bind", "source": self.shared(), "options": ["rbind", "rshared"]},
+                {"destination": "/kept", "type": "bind", "source": self.kept(), "options": ["rbind", read_only]},
             ],
             "linux": {
                 "cgroupsPath": cgroup,
@@ -269,8 +335,13 @@ impl Trial<'_> {
 
     /// Removes what this trial, or one that a crash cut short, has left.
     fn clear(&self) -> io::Result<()> {
-        mounts::detach(&self.directory.join("shared/mounted"))?;
-        mounts::detach(&self.directory.join("shared"))?;
+        let below = [self.shared().join("mounted"), self.kept().join("below")];
+        for mounted in below.into_iter().chain([self.shared(), self.rootfs()]) {
+            mounts::detach(&mounted)?;
+        }
+        let cgroups = self.probe.cgroups;
+        cgroups.remove_stray(&self.cgroup())?;
+        cgroups.remove(&self.cgroup(), CGROUP_DEADLINE).map_err(io::Error::other)?;
         match fs_err::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
