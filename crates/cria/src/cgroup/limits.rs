@@ -1,4 +1,4 @@
-//! The v2 files of a cgroup that only we write.
+//! The limits of a running container that no OCI runtime's `update` sets.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,6 +23,38 @@ impl Hierarchy {
             };
             check_key(key).map_err(bad)?;
             write_existing(&cgroup.below(root).join(key), value)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the quota of processor time away, on v1. (On v2 OCI runtimes can.)
+    pub(crate) fn lift_cpu_quota(&self, cgroup: &CgroupPath) -> Result<(), CgroupError> {
+        let directory = self.dir("cpu", cgroup).ok_or(CgroupError::NotMounted)?;
+        Ok(write_existing(&directory.join("cpu.cfs_quota_us"), "-1")?)
+    }
+
+    /// Limits the pages of each size (`2MB`), those in use and, where the kernel tells them apart,
+    /// those that are only promised.
+    pub(crate) fn write_hugepages(
+        &self,
+        cgroup: &CgroupPath,
+        limits: &[(String, u64)],
+    ) -> Result<(), CgroupError> {
+        let most = match self.version() {
+            Version::V1 => "limit_in_bytes",
+            Version::V2 => "max",
+        };
+        for (size, limit) in limits {
+            let directory = self.dir("hugetlb", cgroup).ok_or(CgroupError::NotMounted)?;
+            let name = format!("hugetlb.{size}");
+            check_key(&name)
+                .map_err(|reason| CgroupError::UnifiedKey { key: name.clone(), reason })?;
+            let promised = directory.join(format!("{name}.rsvd.{most}"));
+            // First what is promised, which may not be less than what is in use.
+            if promised.exists() {
+                write_existing(&promised, &limit.to_string())?;
+            }
+            write_existing(&directory.join(format!("{name}.{most}")), &limit.to_string())?;
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
-//! Control groups: the one place that knows version 1 from version 2.
+//! Control groups: where the daemon reads and writes them, and knows the trees of version 1 from
+//! that of version 2.
 //!
-//! The limits of containers are written by the OCI runtime; here are their names and places, what
-//! they used, and the removal of what was left behind. All calls are synchronous: cgroup files are
-//! the kernel's memory.
+//! The limits of containers are written by the OCI runtime, in the words that `container/spec` and
+//! `container/update` choose by [`Version`]; a monitor is told the files of its container
+//! ([`Hierarchy::for_monitor`]) and watches those. Here are names and places, what was used, and the
+//! removal of what was left behind. All calls are synchronous: cgroup files are the kernel's memory.
 
 mod hierarchy;
 mod limits;
@@ -10,6 +12,7 @@ mod parse;
 mod path;
 mod rate;
 mod remove;
+pub(crate) mod scope;
 mod stats;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -17,9 +20,10 @@ pub(crate) mod tests;
 use std::path::PathBuf;
 
 pub(crate) use self::hierarchy::{Hierarchy, Version};
+pub(crate) use self::parse::{Psi, PsiLine};
 pub(crate) use self::path::{CgroupPath, Driver, Parent};
 pub(crate) use self::rate::CpuRate;
-pub(crate) use self::stats::{CgroupStats, Cpu, Memory, Psi, PsiLine, Sample, Swap};
+pub(crate) use self::stats::{CgroupStats, Cpu, Memory, Sample, Swap};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {

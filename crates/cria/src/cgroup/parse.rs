@@ -1,9 +1,22 @@
 //! What cgroup files say. Pure; bytes in, numbers out.
 
-use super::stats::{Psi, PsiLine};
-
 /// v1 writes "unlimited" as the largest page count, in bytes: nothing real is near it.
 const V1_UNLIMITED: u64 = 1 << 62;
+
+/// Pressure stall information.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Psi {
+    pub(crate) some: PsiLine,
+    pub(crate) full: Option<PsiLine>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PsiLine {
+    pub(crate) avg10: f64,
+    pub(crate) avg60: f64,
+    pub(crate) avg300: f64,
+    pub(crate) total_us: u64,
+}
 
 /// A file that holds one number.
 pub(super) fn number(text: &[u8]) -> Option<u64> {

@@ -51,9 +51,12 @@ pub(crate) struct ContainerPath {
 }
 
 impl Driver {
-    /// systemd's, if it runs this node (sd_booted(3)).
+    /// systemd's, if it runs this node: sd_booted(3), and it is really the first process, which is
+    /// not so in a container on such a host.
     pub(crate) fn probe() -> Self {
-        if Path::new("/run/systemd/system").is_dir() { Self::Systemd } else { Self::Cgroupfs }
+        let first = fs_err::read_to_string("/proc/1/comm").unwrap_or_default();
+        let systemd = Path::new("/run/systemd/system").is_dir() && first.trim() == "systemd";
+        if systemd { Self::Systemd } else { Self::Cgroupfs }
     }
 }
 
@@ -106,6 +109,10 @@ impl Parent {
             (Driver::Systemd, asked) => (slice(asked).map_err(bad)?, Owner::Kubelet),
         };
         Ok(Self { driver, path, owner })
+    }
+
+    pub(crate) fn driver(&self) -> Driver {
+        self.driver
     }
 
     /// The pod's cgroup, whose usage is the pod's. `None`: it has none of its own, and its usage

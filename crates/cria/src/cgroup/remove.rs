@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::poll;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
@@ -16,6 +16,10 @@ use super::hierarchy::Version;
 use super::path::{CgroupPath, container_names};
 use super::{CgroupError, parse};
 use crate::id::ContainerId;
+use crate::process::await_readable;
+
+/// Where the hybrid layout has its v2 tree.
+const USUAL_UNIFIED: &str = "/sys/fs/cgroup/unified";
 
 impl Hierarchy {
     /// Makes `cgroup` in every tree, with what is above it. (Outside tests the OCI runtime does.)
@@ -60,6 +64,17 @@ impl Hierarchy {
     ) -> Result<(), CgroupError> {
         let dirs: Vec<PathBuf> = self.roots().map(|root| cgroup.below(root)).collect();
         remove_all(&dirs, deadline)
+    }
+
+    /// Removes what an OCI runtime has made of `cgroup` where no tree is mounted, and answers whether
+    /// there was any: crun 1.8 makes plain directories in the place of a v2 tree that is not there.
+    pub(crate) fn remove_stray(&self, cgroup: &CgroupPath) -> io::Result<bool> {
+        let stray = cgroup.below(Path::new(USUAL_UNIFIED));
+        if self.unified().is_some() || !stray.exists() {
+            return Ok(false);
+        }
+        fs_err::remove_dir_all(stray)?;
+        Ok(true)
     }
 
     /// Removes every cgroup that these containers have left, wherever their parents were, and
@@ -139,11 +154,8 @@ fn end_processes(processes: BTreeSet<i32>, end: Instant) -> io::Result<()> {
         let _ = pidfd_send_signal(process, Signal::KILL);
     }
     for process in &handles {
-        use std::os::fd::AsFd;
-
-        let left = end.saturating_duration_since(Instant::now());
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], left)?;
+        // Whoever takes too long is looked for again.
+        await_readable(process, end)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::hierarchy::{Hierarchy, Version};
-use super::parse;
+use super::parse::{self, Psi};
 use super::path::CgroupPath;
 
 /// The directories of a cgroup that hold its accounts.
@@ -56,21 +56,6 @@ pub(crate) struct Memory {
 pub(crate) struct Swap {
     pub(crate) usage_bytes: u64,
     pub(crate) available_bytes: Option<u64>,
-}
-
-/// Pressure stall information.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Psi {
-    pub(crate) some: PsiLine,
-    pub(crate) full: Option<PsiLine>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct PsiLine {
-    pub(crate) avg10: f64,
-    pub(crate) avg60: f64,
-    pub(crate) avg300: f64,
-    pub(crate) total_us: u64,
 }
 
 /// The cgroup was removed.
