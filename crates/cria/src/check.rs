@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::release::VERSION;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -41,9 +42,15 @@ pub(crate) fn run(config: &Config) -> Vec<Finding> {
     findings::judge(&node::Node::gather(config))
 }
 
-/// Whether pods could run.
-pub(crate) fn passes(findings: &[Finding]) -> bool {
-    findings.iter().all(|finding| finding.verdict != Verdict::Failing)
+/// The verdict on the node.
+pub(crate) fn worst(findings: &[Finding]) -> Verdict {
+    findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Good)
+}
+
+/// For programs: the same, as one object.
+pub(crate) fn render_json(findings: &[Finding]) -> String {
+    let report = serde_json::json!({ "version": VERSION, "findings": findings });
+    serde_json::to_string_pretty(&report).expect("findings are plain texts") + "\n"
 }
 
 /// One line for each finding.

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::mounts::CgroupLayout;
-use super::node::{Cni, Directory, Network, Node};
+use super::node::{Cni, Directory, Network, Node, Policy};
 use super::oci::OciRuntime;
 use super::overlay::OverlayMount;
 use super::{Finding, Verdict};
 use crate::config::CgroupDriver;
+use crate::release::Release;
 
 /// Judges everything, what matters most first.
 pub(super) fn judge(node: &Node) -> Vec<Finding> {
@@ -26,11 +27,14 @@ pub(super) fn judge(node: &Node) -> Vec<Finding> {
         oci_runtime(&node.oci_runtimes),
         monitor(node.monitor.as_ref()),
         capabilities(&node.lacking_capabilities),
+        no_new_privs(node.no_new_privs),
         oom_score_adj(node.oom_score_adj_floor),
         directory("root directory", &node.root, root_filesystem),
         directory("run directory", &node.run_dir, run_filesystem),
         cni_network(&node.cni),
         cni_plugins(&node.cni),
+        policy(&node.policy),
+        kubelet(node.kubelet.as_ref()),
         swap(node.swap),
     ]
 }
@@ -209,8 +213,8 @@ fn oci_runtime(runtimes: &[OciRuntime]) -> Finding {
         .collect();
     let found = format!("{} ({}){passed_over}", chosen.path.display(), chosen.version);
     match chosen.recursive_read_only {
-        Some(true) => good(subject, found, "It creates containers here, and has all features"),
-        Some(false) | None => good(
+        true => good(subject, found, "It creates containers here, and has all features"),
+        false => good(
             subject,
             found,
             "It creates containers here, but has no recursive read-only mounts",
@@ -262,6 +266,15 @@ fn capabilities(lacking: &BTreeSet<String>) -> Finding {
             .lacking("run cria outside of a container if pods need these");
     }
     good("capabilities", "all", "Privileged containers get all of them")
+}
+
+/// A service has it by systemd's NoNewPrivileges, also by options that imply it.
+fn no_new_privs(set: bool) -> Finding {
+    if !set {
+        return good("no_new_privs", "not set", "Pods have it where they ask for it");
+    }
+    good("no_new_privs", "set", "Every container has it: sudo, ping and the like fail in pods")
+        .lacking("run cria without NoNewPrivileges")
 }
 
 /// The kubelet gives -997 to pods with guaranteed resources and to critical ones.
@@ -348,6 +361,45 @@ fn cni_plugins(cni: &Cni) -> Finding {
             "none is named",
             format!("They will be looked for in {directories}"),
         ),
+    }
+}
+
+fn policy(policy: &Policy) -> Finding {
+    match policy {
+        Policy::Read(path) => {
+            good("image policy", path.display().to_string(), "Images are used as it says")
+        }
+        Policy::None(path) => good(
+            "image policy",
+            format!("{} is missing", path.display()),
+            "Every image is taken, signed or not",
+        ),
+        Policy::Unusable(reason) => good("image policy", reason, "The daemon does not start")
+            .failing("correct the file; what cria cannot check it does not accept"),
+    }
+}
+
+/// Kubernetes' version skew policy, as it is for runtimes that are released with it.
+fn kubelet(version: Option<&Result<String, String>>) -> Finding {
+    let subject = "kubelet";
+    let served = format!("{} to {}", Release::oldest(), Release::own());
+    let remedy = "install the cria of the kubelet's release, or a kubelet that this cria serves";
+    let found = |found: &str| good(subject, found, format!("cria serves Kubernetes {served}"));
+    match version {
+        None => found("none in $PATH"),
+        Some(Err(reason)) => {
+            let found = format!("its version is unknown: {reason}");
+            good(subject, found, format!("It should be of Kubernetes {served}")).lacking(remedy)
+        }
+        Some(Ok(version)) => match Release::parse(version) {
+            Some(release) if release.is_served() => found(version),
+            Some(_) | None => {
+                let follows = format!(
+                    "It is not of Kubernetes {served}, and may ask for what is not served, or differently"
+                );
+                good(subject, version, follows).lacking(remedy)
+            }
+        },
     }
 }
 

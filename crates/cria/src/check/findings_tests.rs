@@ -10,7 +10,7 @@ fn runtime(path: &str, refusal: Option<&str>) -> OciRuntime {
     OciRuntime {
         path: path.into(),
         version: "1".to_owned(),
-        recursive_read_only: Some(true),
+        recursive_read_only: true,
         refusal: refusal.map(str::to_owned),
     }
 }
@@ -42,11 +42,14 @@ fn perfect() -> Node {
                 missing: vec![],
             },
         },
+        policy: Policy::Read("/etc/containers/policy.json".into()),
         lacking_capabilities: names(&[]),
+        no_new_privs: false,
         oom_score_adj_floor: -1000,
         monitor: Some("/usr/libexec/cria/cria-monitor".into()),
         root: directory_on("ext4"),
         run_dir: directory_on("tmpfs"),
+        kubelet: Some(Ok("v1.36.3".to_owned())),
         swap: false,
     }
 }
@@ -86,7 +89,7 @@ const CASES: &[Case] = &[
         "OCI runtime",
         Verdict::Failing,
     ),
-    (|node| node.oci_runtimes[0].recursive_read_only = None, "OCI runtime", Verdict::Lacking),
+    (|node| node.oci_runtimes[0].recursive_read_only = false, "OCI runtime", Verdict::Lacking),
     (|node| node.monitor = None, "monitor", Verdict::Failing),
     (
         |node| node.lacking_capabilities = names(&["CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"]),
@@ -98,6 +101,7 @@ const CASES: &[Case] = &[
         "capabilities",
         Verdict::Lacking,
     ),
+    (|node| node.no_new_privs = true, "no_new_privs", Verdict::Lacking),
     (|node| node.oom_score_adj_floor = 0, "oom_score_adj", Verdict::Lacking),
     (
         |node| node.root.refusal = Some("read-only file system".to_owned()),
@@ -121,6 +125,12 @@ const CASES: &[Case] = &[
         Verdict::Lacking,
     ),
     (lose_plugin, "CNI plugins", Verdict::Failing),
+    (|node| node.policy = Policy::None("/p".into()), "image policy", Verdict::Good),
+    (|node| node.policy = Policy::Unusable("no".to_owned()), "image policy", Verdict::Failing),
+    (|node| node.kubelet = None, "kubelet", Verdict::Good),
+    (|node| node.kubelet = Some(Ok("v1.38.0".to_owned())), "kubelet", Verdict::Lacking),
+    (|node| node.kubelet = Some(Ok("v1.34.2".to_owned())), "kubelet", Verdict::Lacking),
+    (|node| node.kubelet = Some(Err("it says no".to_owned())), "kubelet", Verdict::Lacking),
     (|node| node.swap = true, "swap", Verdict::Good),
 ];
 
@@ -194,7 +204,12 @@ fn each_finding_is_one_line() {
     let findings = judge(&node);
     let text = super::super::render(&findings);
     assert_eq!(text.lines().count(), findings.len());
-    assert!(!super::super::passes(&findings));
+    assert_eq!(super::super::worst(&findings), Verdict::Failing);
+    let json: serde_json::Value =
+        serde_json::from_str(&super::super::render_json(&findings)).unwrap();
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(json["findings"].as_array().unwrap().len(), findings.len());
+    assert_eq!(json["findings"][0]["verdict"], "good");
     let line = "FAIL  monitor: cria-monitor is not there. No container can be started. \
                 To do: install it beside cria, or set monitor.";
     assert!(text.lines().any(|found| found == line), "{text}");

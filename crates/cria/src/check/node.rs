@@ -3,16 +3,20 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use caps::CapSet;
+use cria_images::Trust;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::mounts::{self, CgroupLayout};
 use super::oci::{self, OciRuntime};
 use super::overlay::{OverlayMount, try_overlay};
+use crate::cgroup::{Driver, Hierarchy};
 use crate::config::{CgroupDriver, Config, NetworkConfig};
-use crate::programs;
+use crate::error::chain;
+use crate::{programs, reload};
 
 /// What was found, before anybody thinks about it.
 #[derive(Clone, Debug)]
@@ -33,14 +37,28 @@ pub(super) struct Node {
     /// Those that were looked for and found, in the order of preference.
     pub(super) oci_runtimes: Vec<OciRuntime>,
     pub(super) cni: Cni,
+    pub(super) policy: Policy,
     pub(super) lacking_capabilities: BTreeSet<String>,
+    pub(super) no_new_privs: bool,
     /// The lowest oom_score_adj that cria may give.
     pub(super) oom_score_adj_floor: i32,
     pub(super) monitor: Option<PathBuf>,
     pub(super) root: Directory,
     pub(super) run_dir: Directory,
+    /// What the node's kubelet says of its version, if there is one; or why it says nothing.
+    pub(super) kubelet: Option<Result<String, String>>,
     /// Whether there is any swap.
     pub(super) swap: bool,
+}
+
+/// Which images may be used, as the daemon would read it.
+#[derive(Clone, Debug)]
+pub(super) enum Policy {
+    /// There is no file.
+    None(PathBuf),
+    Read(PathBuf),
+    /// With the reason, which names the file.
+    Unusable(String),
 }
 
 /// The pods' network, as configured.
@@ -74,7 +92,7 @@ impl Node {
     pub(super) fn gather(config: &Config) -> Self {
         let mountinfo = fs_err::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let (cgroup_layout, controllers) = cgroups(&mountinfo);
-        let systemd = systemd_is_first();
+        let systemd = Driver::probe() == Driver::Systemd;
         let cgroup_driver = match config.runtime.cgroup_driver {
             CgroupDriver::Auto if systemd => CgroupDriver::Systemd,
             CgroupDriver::Auto => CgroupDriver::Cgroupfs,
@@ -94,15 +112,37 @@ impl Node {
             cgroup_driver,
             oci_runtimes: oci_runtimes(config, with_systemd),
             cni: Cni::gather(&config.network),
+            policy: Policy::gather(config),
             lacking_capabilities: lacking_capabilities(),
+            no_new_privs: crate::node::no_new_privs(),
             oom_score_adj_floor: oom_score_adj_floor(),
             monitor: programs::find_monitor(&config.runtime),
             root: Directory::gather(&config.root, &mountinfo),
             run_dir: Directory::gather(&config.run_dir, &mountinfo),
+            kubelet: programs::find(Path::new("kubelet")).map(|path| kubelet_version(&path)),
             // The first line is the heading.
             swap: fs_err::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1),
         }
     }
+}
+
+impl Policy {
+    fn gather(config: &Config) -> Self {
+        let path = config.images.policy_file.to_path_buf();
+        match Trust::default().reload(&reload::trust_files(config)) {
+            Ok(trust) if trust.has_policy() => Self::Read(path),
+            Ok(_) => Self::None(path),
+            Err(error) => Self::Unusable(chain(&error)),
+        }
+    }
+}
+
+/// `Kubernetes v1.37.2`, without the name.
+fn kubelet_version(path: &Path) -> Result<String, String> {
+    let said = crate::oci::output(Command::new(path).arg("--version"));
+    let said = said.map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&said.stdout).trim().to_owned();
+    said.strip_prefix("Kubernetes ").map(str::to_owned).ok_or(format!("it says {said:?}"))
 }
 
 fn cgroups(mountinfo: &str) -> (CgroupLayout, BTreeSet<String>) {
@@ -110,14 +150,9 @@ fn cgroups(mountinfo: &str) -> (CgroupLayout, BTreeSet<String>) {
     if layout != CgroupLayout::V2 {
         return (layout, controllers);
     }
-    let text = fs_err::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    (layout, text.split_whitespace().map(str::to_owned).collect())
-}
-
-/// sd_booted(3), and that it is really the first process: not so in a container on such a host.
-fn systemd_is_first() -> bool {
-    let first = fs_err::read_to_string("/proc/1/comm").unwrap_or_default();
-    Path::new("/run/systemd/system").is_dir() && first.trim() == "systemd"
+    let hierarchy = Hierarchy::detect();
+    let controllers = hierarchy.map(|hierarchy| hierarchy.controllers()).unwrap_or_default();
+    (layout, controllers.into_iter().collect())
 }
 
 fn oci_runtimes(config: &Config, systemd: bool) -> Vec<OciRuntime> {
@@ -126,7 +161,9 @@ fn oci_runtimes(config: &Config, systemd: bool) -> Vec<OciRuntime> {
         None => crate::oci::candidates(),
     };
     let monitor = programs::find_monitor(&config.runtime);
-    candidates.iter().map(|path| oci::probe(path, monitor.as_deref(), systemd)).collect()
+    let below = existing(&config.run_dir);
+    let probe = |path: &PathBuf| oci::probe(path, monitor.as_deref(), &below, systemd);
+    candidates.iter().map(probe).collect()
 }
 
 fn lacking_capabilities() -> BTreeSet<String> {
