@@ -10,7 +10,7 @@ use crate::config::{AbsolutePath, CgroupDriver, LogFormat, LogLevel, Program, So
 
 /// Runs containers for the kubelet: serves the Kubernetes Container Runtime Interface on a unix
 /// socket. Without a subcommand the daemon runs in the foreground.
-#[derive(Debug, Default, Parser)]
+#[derive(Clone, Debug, Default, Parser)]
 #[command(name = "cria", version, disable_help_subcommand = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -68,8 +68,19 @@ pub(crate) enum Command {
     Version,
     /// Print the configuration in effect, and where each key was set
     Config,
-    /// Print what this node has and lacks; fails if pods could not run
-    Check,
+    /// Print what this node has and lacks, what follows, and what to do. The exit code is 0 if
+    /// nothing is missing, 1 if pods could not run, 2 if something is missing that some pods want
+    Check {
+        /// Print one JSON object: `version`, and `findings`
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask the running daemon whether it is ready, and print how its pulls get on
+    Status {
+        /// Print one JSON object: `version`, `conditions` and `images`
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl Args {

@@ -2,10 +2,11 @@
 //!
 //! A record is written before the memory changes (so that a crash can only lose what nobody was
 //! told), without fsync: a crash of the daemon needs none, and after a power cut every container
-//! is gone anyway. Records only gain fields; a reader keeps those it does not know.
+//! is gone anyway. Only the daemon's end syncs what was written. Records only gain fields; a reader keeps those it does not know.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,18 +40,27 @@ pub(crate) struct Checkpoint<T> {
     path: PathBuf,
     value: watch::Sender<T>,
     writing: tokio::sync::Mutex<()>,
+    /// Written since it was last synced.
+    unsynced: AtomicBool,
 }
 
 impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
     /// Writes the first record of an object; its directory must exist.
     pub(crate) async fn create(path: PathBuf, value: T) -> io::Result<Self> {
         save(&path, &value).await?;
-        Ok(Self::loaded(path, value))
+        let created = Self::loaded(path, value);
+        created.unsynced.store(true, Ordering::Release);
+        Ok(created)
     }
 
     /// A record that was read from `path`.
     pub(crate) fn loaded(path: PathBuf, value: T) -> Self {
-        Self { path, value: watch::Sender::new(value), writing: tokio::sync::Mutex::new(()) }
+        Self {
+            path,
+            value: watch::Sender::new(value),
+            writing: tokio::sync::Mutex::new(()),
+            unsynced: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn get(&self) -> watch::Ref<'_, T> {
@@ -67,6 +77,7 @@ impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
         let mut value = self.value.borrow().clone();
         change(&mut value);
         save(&self.path, &value).await?;
+        self.unsynced.store(true, Ordering::Release);
         self.value.send_replace(value);
         Ok(())
     }
@@ -78,8 +89,32 @@ impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
         let mut value = self.value.borrow().clone();
         change(&mut value);
         let saved = save(&self.path, &value).await;
+        self.unsynced.store(true, Ordering::Release);
         self.value.send_replace(value);
         saved
+    }
+
+    /// Has the disk hold what was written since the last time. For the daemon's end: no RPC waits
+    /// for it.
+    pub(crate) async fn sync(&self) -> io::Result<()> {
+        if !self.unsynced.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        spawn_blocking(move || sync(&path)).await?
+    }
+}
+
+/// The file, and its name in the directory. One that was removed meanwhile needs neither.
+fn sync(path: &Path) -> io::Result<()> {
+    match fs_err::File::open(path) {
+        Ok(file) => file.sync_all()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    match path.parent() {
+        Some(directory) => fs_err::File::open(directory)?.sync_all(),
+        None => Ok(()),
     }
 }
 
@@ -157,6 +192,26 @@ mod tests {
             let error = read::<Record>(&path).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("record.json"), "{text}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_synced_once_and_what_was_removed_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        let record = Checkpoint::create(path.clone(), serde_json::Map::new()).await.unwrap();
+        let unsynced = || record.unsynced.load(Ordering::Acquire);
+        for _ in 0..2 {
+            assert!(unsynced());
+            record.sync().await.unwrap();
+            assert!(!unsynced());
+            record.note(|value| value.clear()).await.unwrap();
+        }
+        fs_err::remove_file(path).unwrap();
+        record.sync().await.unwrap();
+        assert!(
+            !Checkpoint::loaded("/none".into(), serde_json::Map::new()).unsynced.into_inner(),
+            "as it was read"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod unknown;
 mod values;
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU8, NonZeroU32};
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ pub(crate) use choices::{CgroupDriver, LogFormat, LogLevel};
 pub(crate) use load::{ConfigError, Sources};
 pub(crate) use unknown::Warning;
 pub(crate) use values::{
-    AbsolutePath, Capability, PidsLimit, Program, Rlimit, SocketPath, Timeout, Unfit,
+    AbsolutePath, Capability, ImagePattern, PidsLimit, Program, Rlimit, SocketPath, Timeout, Unfit,
 };
 
 use crate::args::Args;
@@ -41,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) runtime: RuntimeConfig,
     pub(crate) network: NetworkConfig,
     pub(crate) images: ImagesConfig,
+    pub(crate) streaming: StreamingConfig,
+    pub(crate) metrics: MetricsConfig,
 }
 
 /// How containers are run: the `[runtime]` table.
@@ -95,19 +98,71 @@ pub(crate) struct NetworkConfig {
     pub(crate) cni_timeout: Timeout,
 }
 
-/// Where images come from: the `[images]` table.
+/// Where images come from, and where they are kept: the `[images]` table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, rename_all = "kebab-case", expecting = "a table")]
 pub(crate) struct ImagesConfig {
+    /// Where images are kept. None: below `root`. A filesystem of its own may be mounted there,
+    /// which then is the one that the kubelet watches for images.
+    #[serde(with = "values::optional")]
+    pub(crate) directory: Option<AbsolutePath>,
+    /// Directories with images that come with the node's system, `images` and `layers` copied from
+    /// such a directory: read, never written to. Read at the start; none need exist.
+    pub(crate) additional_stores: Vec<AbsolutePath>,
     /// Registries, their mirrors and their trust, as all container tools share them. May be
     /// missing.
     pub(crate) registries_conf: AbsolutePath,
+    /// Whether names without a registry are refused. Otherwise they are the first search
+    /// registry's, or Docker Hub's.
+    pub(crate) refuse_unqualified: bool,
     /// Credentials for pulls that bring none, in the format of `auth.json`. None: such pulls are
     /// anonymous.
     #[serde(with = "values::optional")]
     pub(crate) auth_file: Option<AbsolutePath>,
+    /// Folders of certificates by registry: whom to trust there besides the system's
+    /// authorities, and who to be. The first that knows a registry counts; none need exist.
+    pub(crate) certs_dirs: Vec<AbsolutePath>,
+    /// Which images may be pulled and used: containers-policy.json(5). Missing: all.
+    pub(crate) policy_file: AbsolutePath,
+    /// Policies of namespaces, `<namespace>.json`, each in place of the node's. May be missing.
+    pub(crate) namespace_policies_dir: AbsolutePath,
+    /// Where signatures of images are: containers-registries.d(5). May be missing.
+    pub(crate) registries_d: AbsolutePath,
     /// Layers of one image that are downloaded and unpacked at once.
     pub(crate) parallel_layers: NonZeroU8,
+    /// Images that the kubelet is never to collect: it is told that they are pinned.
+    pub(crate) pinned: Vec<ImagePattern>,
+    /// The largest layer, uncompressed, in GiB. A larger one is refused before it fills the disk.
+    pub(crate) max_layer_gib: NonZeroU32,
+}
+
+/// Where counters are served: the `[metrics]` table.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, rename_all = "kebab-case", expecting = "a table")]
+pub(crate) struct MetricsConfig {
+    /// `ADDRESS:PORT`. None: nowhere.
+    #[serde(with = "values::optional")]
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+/// Where exec, attach and port-forward are served: the `[streaming]` table. The kubelet is told the
+/// address with each session, and connects to it from the node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, rename_all = "kebab-case", expecting = "a table")]
+pub(crate) struct StreamingConfig {
+    pub(crate) address: IpAddr,
+    /// 0: one that is free.
+    pub(crate) port: u16,
+    /// The server's certificate and those between it and an authority, in PEM. None: plain HTTP.
+    #[serde(with = "values::optional")]
+    pub(crate) tls_cert_file: Option<AbsolutePath>,
+    /// The certificate's key. None: it is in the same file.
+    #[serde(with = "values::optional")]
+    pub(crate) tls_key_file: Option<AbsolutePath>,
+    /// A session in which nothing is said for so long is ended.
+    pub(crate) idle_timeout: Timeout,
+    /// What a client gets to open its streams.
+    pub(crate) creation_timeout: Timeout,
 }
 
 impl Config {
@@ -116,6 +171,13 @@ impl Config {
     pub(crate) fn load(args: &Args) -> Result<(Self, Vec<Warning>), ConfigError> {
         let sources = Sources::read(args)?;
         Ok((sources.config(), sources.warnings))
+    }
+
+    /// Takes these keys back to what they are in `current`; answers which of them differed.
+    pub(crate) fn keep(&mut self, current: &Self, keys: &[&'static str]) -> Vec<&'static str> {
+        let (kept, differed) = load::keep(self, current, keys);
+        *self = kept;
+        differed
     }
 }
 
@@ -130,6 +192,8 @@ impl Default for Config {
             runtime: RuntimeConfig::default(),
             network: NetworkConfig::default(),
             images: ImagesConfig::default(),
+            streaming: StreamingConfig::default(),
+            metrics: MetricsConfig::default(),
         }
     }
 }
@@ -201,9 +265,32 @@ impl Default for NetworkConfig {
 impl Default for ImagesConfig {
     fn default() -> Self {
         Self {
+            directory: None,
+            additional_stores: Vec::new(),
             registries_conf: known("/etc/containers/registries.conf"),
+            refuse_unqualified: false,
             auth_file: None,
+            certs_dirs: vec![known("/etc/containers/certs.d"), known("/etc/docker/certs.d")],
+            policy_file: known("/etc/containers/policy.json"),
+            namespace_policies_dir: known("/etc/cria/policies"),
+            registries_d: known("/etc/containers/registries.d"),
             parallel_layers: const { NonZeroU8::new(6).unwrap() },
+            pinned: Vec::new(),
+            max_layer_gib: const { NonZeroU32::new(100).unwrap() },
+        }
+    }
+}
+
+impl Default for StreamingConfig {
+    fn default() -> Self {
+        Self {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            tls_cert_file: None,
+            tls_key_file: None,
+            // The kubelet's own streamingConnectionIdleTimeout.
+            idle_timeout: Timeout::minutes(const { NonZeroU32::new(240).unwrap() }),
+            creation_timeout: Timeout::seconds(const { NonZeroU32::new(30).unwrap() }),
         }
     }
 }

@@ -10,25 +10,27 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cria_monitor::protocol::{
     Event, Failure, FailureKind, FromMonitor, Packet, ProtocolError, Reply, Request, State,
 };
 use cria_monitor::socket;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socketpair};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::container::spec::SpecError;
 use crate::spawner::Spawner;
-use crate::sys;
+use crate::{process, sys};
 
 /// How many events may wait for the container's task; a monitor says a handful in its life, and
 /// one per exec.
 const EVENTS: usize = 64;
+
+/// What a role gets to end once it is told.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MonitorError {
@@ -183,7 +185,7 @@ impl Monitor {
 /// What a request is called in errors.
 fn name(request: &Request) -> &'static str {
     match request {
-        Request::Create(_) => "create",
+        Request::Create { .. } => "create",
         Request::Adopt(_) => "adopt",
         Request::State => "state",
         Request::Start => "start",
@@ -275,9 +277,7 @@ impl Drop for Role {
     fn drop(&mut self) {
         // It ends by itself within no time once it is told; a stuck one must not keep us.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
-        let mut poll = [PollFd::new(&self.process, PollFlags::IN)];
-        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
-        let _ = rustix::event::poll(&mut poll, Some(&patience));
+        let _ = process::await_readable(&self.process, Instant::now() + LAST_WORDS);
         let _ = waitid(
             WaitId::PidFd(self.process.as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
@@ -295,9 +295,7 @@ pub(crate) fn run_role(
     let child = spawner.spawn(arguments, theirs)?;
     let mut role =
         Role { pid: child.pid, answer: String::new(), socket: ours, process: child.pidfd };
-    let mut poll = [PollFd::new(&role.socket, PollFlags::IN)];
-    let deadline = Timespec::try_from(deadline).map_err(io::Error::other)?;
-    if rustix::event::poll(&mut poll, Some(&deadline))? == 0 {
+    if !process::await_readable(&role.socket, Instant::now() + deadline)? {
         let _ = rustix::process::pidfd_send_signal(&role.process, rustix::process::Signal::KILL);
         return Err(io::ErrorKind::TimedOut.into());
     }

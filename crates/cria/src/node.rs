@@ -1,4 +1,5 @@
-//! What this node has and allows: looked up once at the start, the same for every operation.
+//! What this node has and allows: looked up once at the start, the same for every operation, but
+//! for the settings, which a reload replaces.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,27 +19,37 @@ use crate::container::spec::seccomp;
 use crate::container::spec::seccomp::file::{self, Subject};
 use crate::disk::DiskMeter;
 use crate::error::Error;
+use crate::live::Live;
 use crate::oci::OciRuntime;
 use crate::paths::Paths;
 use crate::spawner::Spawner;
 
 pub(crate) struct Node {
-    pub(crate) config: Config,
+    pub(crate) settings: Live<Settings>,
     pub(crate) paths: Paths,
     /// Starts monitors, and the other roles of their program.
     pub(crate) spawner: Spawner,
     pub(crate) oci: OciRuntime,
     pub(crate) cgroups: Hierarchy,
     pub(crate) cgroup_driver: Driver,
+    /// The systemd service that this daemon is.
+    pub(crate) unit: Option<String>,
     /// The `cgroup.procs` files by which a process joins the monitors' own cgroup, where it is not
     /// born there.
     pub(crate) monitor_cgroups: Vec<PathBuf>,
     pub(crate) cni: Arc<Cni>,
     pub(crate) images: Store,
+    /// What the kubelet is told as the images' filesystem: a path that stays.
+    pub(crate) images_mountpoint: PathBuf,
     pub(crate) disk: DiskMeter,
-    pub(crate) facts: NodeFacts,
     /// Changes with every boot: what belongs to another one is gone.
     pub(crate) boot_id: String,
+}
+
+/// What a reload can change, and what follows from it.
+pub(crate) struct Settings {
+    pub(crate) config: Config,
+    pub(crate) facts: NodeFacts,
 }
 
 impl Node {
@@ -61,7 +72,7 @@ impl Node {
                 Error::invalid(field, crate::error::chain(&error))
             })
         };
-        match (asked, &self.config.runtime.seccomp_profile) {
+        match (asked, &self.settings.get().config.runtime.seccomp_profile) {
             (SeccompProfile::Unconfined, _) => Ok(None),
             (SeccompProfile::RuntimeDefault, None) => {
                 Ok(Some(seccomp::runtime_default(capabilities, seccomp::native_arch())))
@@ -103,7 +114,7 @@ pub(crate) fn facts(
         default_capabilities: config.runtime.capability_names(),
         nofile: Rlimit { soft: nofile.soft(), hard: nofile.hard() },
         pids_limit,
-        recursive_read_only: oci.features.recursive_read_only(),
+        recursive_read_only: oci.recursive_read_only,
         own_dirs,
     })?)
 }
@@ -126,6 +137,11 @@ pub(crate) fn missing_capabilities(facts: &NodeFacts) -> Vec<String> {
     let mut missing: Vec<_> = names.filter(|name| !facts.capabilities.contains(name)).collect();
     missing.sort();
     missing
+}
+
+/// Whether this process can gain no privilege by what it runs. No child can get rid of that.
+pub(crate) fn no_new_privs() -> bool {
+    rustix::thread::no_new_privs().unwrap_or(false)
 }
 
 /// Major and minor version, as seccomp profiles ask for them.

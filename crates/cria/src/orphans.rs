@@ -7,10 +7,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpgid, getpid, getuid, pidfd_open, pidfd_send_signal,
 };
+
+use crate::process::await_readable;
 
 /// The environment variable that marks a program as started by an operation of ours.
 pub(crate) const MARK: &str = "CRIA_OPERATION";
@@ -81,20 +82,9 @@ fn mark_after(process: &Path, prefix: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(mark).into_owned())
 }
 
-/// A pidfd is readable once its process has ended.
 fn wait(process: &OwnedFd, end: Instant) -> io::Result<()> {
-    use std::os::fd::AsFd;
-
-    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return Ok(()),
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let ended = await_readable(process, end)?;
+    if ended { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
 #[cfg(test)]

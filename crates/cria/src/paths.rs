@@ -11,6 +11,7 @@
 //!   sandboxes/ID/ ipc uts pid      pinned namespaces
 //!                 shm/ resolv.conf hostname hosts
 //!   containers/ID/config.json rootfs/   the bundle
+//!                 volumes/N        images that are volumes
 //!                 monitor.sock exit log.state ...   the monitor's
 //! netns (/run/netns)
 //!   cria-ID                        where Multus and OVN-Kubernetes look for it
@@ -79,6 +80,11 @@ impl Paths {
 
     pub(crate) fn rootfs(&self, id: &ContainerId) -> PathBuf {
         self.container_run(id).join("rootfs")
+    }
+
+    /// Where images are mounted that are volumes of the container.
+    pub(crate) fn image_volumes(&self, id: &ContainerId) -> PathBuf {
+        self.container_run(id).join("volumes")
     }
 
     pub(crate) fn netns(&self, id: &SandboxId) -> PathBuf {

@@ -1,9 +1,11 @@
 //! Naming a process for good: a pid is used again, a pid with its start time is not.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// The process itself, if it still is the one that began at `start_time`.
@@ -11,6 +13,20 @@ pub(crate) fn open(pid: i32, start_time: u64) -> Option<OwnedFd> {
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     // Looked at after the pidfd was had: what that names cannot change any more.
     (self::start_time(pid).ok()? == start_time).then_some(process)
+}
+
+/// Waits until `fd` can be read, or a process named by it has ended; false: not before `end`. A signal
+/// to this thread (any may get SIGCHLD) does not end the wait: poll(2) is never restarted by itself.
+pub(crate) fn await_readable(fd: impl AsFd, end: Instant) -> io::Result<bool> {
+    let mut poll = [PollFd::new(&fd, PollFlags::IN)];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match rustix::event::poll(&mut poll, Some(&left)) {
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
 }
 
 pub(crate) fn is_alive(process: &OwnedFd) -> bool {
@@ -42,6 +58,30 @@ fn stat_field(pid: i32, field: usize) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_signal_does_not_end_a_wait() {
+        use nix::sys::pthread::{pthread_kill, pthread_self};
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let _handler = signal(SignalKind::user_defined1()).unwrap();
+        let (socket, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let waiting = std::thread::spawn(move || {
+            tell.send(pthread_self()).unwrap();
+            let now = Instant::now();
+            let early = await_readable(&socket, now + std::time::Duration::from_millis(200));
+            (early.unwrap(), await_readable(&socket, now + std::time::Duration::from_secs(60)))
+        });
+        let thread = told.recv().unwrap();
+        for _ in 0..50 {
+            pthread_kill(thread, nix::sys::signal::Signal::SIGUSR1).unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        drop(other);
+        let (early, late) = waiting.join().unwrap();
+        assert!(!early && late.unwrap());
+    }
 
     #[test]
     fn a_process_is_found_by_its_pid_and_its_start_time_only() {

@@ -9,16 +9,17 @@
 //! ```
 
 use std::collections::HashSet;
+use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 
-use cria_images::{Digest, ImageId};
+use cria_images::{Digest, ImageId, Lease};
 use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 use tokio::task::spawn_blocking;
 
 use crate::checkpoint::{self, Checkpoint, ReadError};
-use crate::container::{self, Container};
+use crate::container::{self, Container, ImageUse};
 use crate::daemon::Daemon;
 use crate::error::{Error, chain};
 use crate::id::{ContainerId, SandboxId};
@@ -48,7 +49,7 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
         .await
         .map_err(|panic| Error::internal("read the records", panic))?;
 
-    collect_network(daemon, &found.sandboxes.read).await;
+    collect_network(daemon, &found.sandboxes).await;
     let mut undo = Vec::new();
     for record in found.sandboxes.read {
         let path = daemon.node.paths.sandbox_record(&record.id);
@@ -125,33 +126,44 @@ fn records<I: Clone + Eq + std::hash::Hash, R: DeserializeOwned>(
 
 /// Has the plugins free what no sandbox holds. Before anything is attached or detached, and only
 /// where they speak of it (CNI 1.1).
-async fn collect_network(daemon: &Daemon, sandboxes: &[sandbox::Record]) {
+async fn collect_network(daemon: &Daemon, sandboxes: &Records<SandboxId, sandbox::Record>) {
     let Ok(network) = daemon.node.cni.network().await else { return };
-    let held = sandboxes.iter().filter_map(|record| Some(&record.network.as_ref()?.attachment));
-    if let Err(error) = daemon.node.cni.gc(&network, held).await {
+    let records = sandboxes.read.iter();
+    let attachments = records.filter_map(|record| Some(&record.network.as_ref()?.attachment));
+    let here = attachments.filter(|attachment| attachment.network.name == network.name);
+    // What a record that cannot be read is about may be attached here, and have containers that run.
+    let attached = here.map(|attachment| &attachment.sandbox).chain(&sandboxes.unreadable);
+    if let Err(error) = daemon.node.cni.gc(&network, attached).await {
         tracing::warn!(error = chain(&error), "CNI GC failed");
     }
 }
 
 async fn recover_container(daemon: &Daemon, record: container::Record) -> Arc<Container> {
     let node = &daemon.node;
-    let layers = record.image.layers.iter().map(|layer| layer.parse());
-    let layers: Result<Vec<Digest>, _> = layers.collect();
-    let image = record.image.id.parse::<Digest>().map(ImageId::from);
+    let images = iter::once(&record.image).chain(record.image_volumes.values());
+    let images: Vec<_> = images.cloned().collect();
     let path = node.paths.container_record(&record.id);
     let container = container::recover(node, Checkpoint::loaded(path, record)).await;
-    match (layers, image) {
-        (Ok(layers), Ok(image)) => match node.images.lease_layers(layers, image) {
+    for image in images {
+        match renew_lease(node, &image) {
             Ok(lease) => container.keep(lease),
             Err(error) => {
-                tracing::warn!(container = %container.id, error = chain(&error), "no lease");
+                let error = chain(&*error);
+                tracing::warn!(container = %container.id, image = image.name, error, "no lease");
             }
-        },
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::warn!(container = %container.id, %error, "no lease");
         }
     }
     container
+}
+
+fn renew_lease(
+    node: &Node,
+    image: &ImageUse,
+) -> Result<Lease, Box<dyn std::error::Error + Send + Sync>> {
+    let layers = image.layers.iter().map(|layer| layer.parse());
+    let layers: Vec<Digest> = layers.collect::<Result<_, _>>()?;
+    let id: Digest = image.id.parse()?;
+    Ok(node.images.lease_layers(layers, ImageId::from(id))?)
 }
 
 /// Undoes what no caller was ever told of, and continues what was promised.
@@ -168,7 +180,7 @@ async fn clear_up(
         sandbox.undo(&daemon.node).await;
     }
     for id in stray {
-        discard_sandbox(&daemon.node, id).await;
+        discard_sandbox(daemon, id).await;
     }
     for container in daemon.containers.all() {
         if container.record.get().removing {
@@ -189,8 +201,14 @@ async fn discard_container(node: &Arc<Node>, id: ContainerId) {
     .await;
 }
 
-async fn discard_sandbox(node: &Arc<Node>, id: SandboxId) {
-    let node = Arc::clone(node);
+/// But not while a container of it lives, whose network it is.
+async fn discard_sandbox(daemon: &Daemon, id: SandboxId) {
+    let lives = |it: &Arc<Container>| !matches!(it.state(), container::state::State::Exited(_));
+    if daemon.containers.all().iter().any(|it| it.sandbox == id && lives(it)) {
+        tracing::error!(sandbox = %id, "has containers, but its record cannot be read");
+        return;
+    }
+    let node = Arc::clone(&daemon.node);
     retry::until_done("clear a pod sandbox away", id.to_string(), move || {
         let (node, id) = (Arc::clone(&node), id.clone());
         async move { sandbox::discard(&node, &id).await }
@@ -245,6 +263,6 @@ async fn clear_unreadable(
         return;
     }
     for id in sandboxes {
-        discard_sandbox(&daemon.node, id).await;
+        discard_sandbox(daemon, id).await;
     }
 }

@@ -1,32 +1,38 @@
 //! From a configuration to a daemon that serves, and back to nothing.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use cria_images::{NodeCredentials, Registries, Store, StoreOptions};
+use cria_images::{Limits, Store, StoreOptions, Trust};
+use rustix::fs::Mode;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use crate::cgroup::Hierarchy;
-use crate::cni::{Cni, CniSettings};
+use crate::cgroup::{Hierarchy, scope};
+use crate::cni::Cni;
 use crate::config::Config;
-use crate::container::spec::node::NodeFacts;
+use crate::container::spec::node::{CgroupVersion, NodeFacts};
 use crate::daemon::Daemon;
 use crate::disk::DiskMeter;
 use crate::error::chain;
+use crate::live::Live;
 use crate::lock::RunLock;
-use crate::node::{self, Node};
+use crate::node::{self, Node, Settings};
 use crate::oci;
 use crate::paths::Paths;
+use crate::release::VERSION;
+use crate::reload::{self, ImageSources, Reloader};
 use crate::sandbox::namespaces;
 use crate::spawner::Spawner;
-use crate::{cri, mounts, programs, reaper, recovery};
+use crate::{
+    cri, farewell, metrics, mounts, programs, reaper, recovery, streaming, systemd, watch,
+};
 
 /// How often what is new in the image store is flushed to the disk.
 const SYNC_INTERVAL: Duration = Duration::from_secs(30);
@@ -35,7 +41,7 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(30);
 const ORPHANS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Serves until SIGTERM or SIGINT. Containers and their monitors live on.
-pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, reloader: Reloader) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -45,39 +51,53 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         oci_runtime = %node.oci.path().display(), version = node.oci.version,
         reason = node.oci.reason, cgroup_driver = ?node.cgroup_driver, "node is prepared",
     );
-    let daemon = Arc::new(Daemon::new(Arc::clone(&node)));
+    let (server, clients) = streaming::listen(&node.settings.get().config.streaming).await?;
+    let collectors = metrics::listen(node.settings.get().config.metrics.listen).await?;
+    let daemon = Arc::new(Daemon::new(Arc::clone(&node), Arc::clone(&server)));
     recovery::recover(&daemon).await?;
-    let listener = listen(node.config.listen.as_ref())?;
+    let socket = node.settings.get().config.listen.clone();
+    let listener = listen(socket.as_ref())?;
     let background = [
         tokio::spawn(sync_images(Arc::clone(&node))),
         tokio::spawn(reaper::reap_strangers(Arc::clone(&daemon))),
-        tokio::spawn(beat()),
+        tokio::spawn(watch::reload_on_change(Arc::clone(&daemon))),
+        tokio::spawn(server.serve(clients)),
+        tokio::spawn(metrics::serve(Arc::clone(&daemon), collectors)),
+        tokio::spawn(systemd::beat()),
+        tokio::spawn(systemd::show_status(Arc::clone(&daemon))),
     ];
     info!(
-        socket = %node.config.listen.display(), sandboxes = daemon.sandboxes.all().len(),
-        containers = daemon.containers.all().len(), version = env!("CARGO_PKG_VERSION"), "serving",
+        socket = %socket.display(), sandboxes = daemon.sandboxes.all().len(),
+        containers = daemon.containers.all().len(), version = VERSION, "serving",
     );
-    notify(&[sd_notify::NotifyState::Ready]);
+    systemd::ready(&daemon);
 
-    let reloading = Arc::clone(&node);
+    let reloading = Arc::clone(&daemon);
     let stop = async move {
         loop {
             tokio::select! {
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
-                _ = hangup.recv() => reload(&reloading).await,
+                _ = hangup.recv() => {
+                    systemd::reloading();
+                    reloader.reload(&reloading).await;
+                    systemd::ready(&reloading);
+                }
             }
         }
     };
-    cri::serve(daemon, listener, stop).await;
-    notify(&[sd_notify::NotifyState::Stopping]);
+    cri::serve(Arc::clone(&daemon), listener, stop).await;
+    systemd::stopping();
     background.iter().for_each(tokio::task::JoinHandle::abort);
+    farewell::take_leave(&daemon).await;
     info!("stopped; the containers live on");
     Ok(())
 }
 
 /// Everything that blocks before the first request can be answered.
 fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
+    // Users of containers read some of the files that are made here.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let paths = Paths {
         root: config.root.to_path_buf(),
         run: config.run_dir.to_path_buf(),
@@ -101,18 +121,17 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
         state: &paths.oci_state(),
         monitor: &monitor,
         systemd_cgroup: cgroup_driver == crate::cgroup::Driver::Systemd,
+        cgroups: &cgroups,
         deadline: config.runtime.create_timeout.get(),
         boot_id: &boot_id,
     })?;
     let facts = node::facts(&config, &paths, &cgroups, &oci)?;
     warn_of_limits(&facts);
-    let images = open_images(&config, &paths.root, &boot_id)?;
-    let cni = Cni::new(CniSettings {
-        conf_dir: config.network.cni_conf_dir.to_path_buf(),
-        bin_dirs: config.network.cni_bin_dirs.iter().map(|dir| dir.to_path_buf()).collect(),
-        deadline: config.network.cni_timeout.get(),
-        mark: paths.run.display().to_string() + ":",
-    });
+    let image_directory = config.images.directory.as_deref().unwrap_or(&paths.root).to_owned();
+    let images = open_images(&config, &image_directory, &boot_id)?;
+    let images_mountpoint = mountpoint(&image_directory, &paths.root)
+        .with_context(|| format!("cannot look at {}", image_directory.display()))?;
+    let cni = Cni::new(reload::cni_settings(&config), paths.run.display().to_string() + ":");
     let found = cni.take_over(ORPHANS_DEADLINE).context("a former daemon's plugin does not end")?;
     if found > 0 {
         warn!(found, "a former daemon had left plugins running");
@@ -121,17 +140,18 @@ fn prepare(config: Config) -> anyhow::Result<(Node, RunLock)> {
     let spawner =
         Spawner::start(monitor, monitors.by_thread).context("cannot enter the monitors' cgroup")?;
     let node = Node {
-        config,
+        settings: Live::new(Settings { config, facts }),
         paths,
         spawner,
         oci,
         cgroups,
         cgroup_driver,
+        unit: scope::unit_of(&fs_err::read_to_string("/proc/self/cgroup")?),
         monitor_cgroups: monitors.by_process,
         cni,
         images,
+        images_mountpoint,
         disk: DiskMeter::new(),
-        facts,
         boot_id,
     };
     Ok((node, lock))
@@ -161,6 +181,14 @@ fn make_directories(paths: &Paths) -> io::Result<()> {
     for directory in [&paths.root, &paths.run] {
         fs_err::set_permissions(directory, std::fs::Permissions::from_mode(0o711))?;
     }
+    // Root file systems have set-uid programs, bundles have environments, and everybody may write to a
+    // pod's shared memory: what a container is to have of them is mounted for it. One with a user
+    // namespace would have to pass through.
+    for directory in
+        [paths.sandboxes(), paths.sandboxes_run(), paths.containers(), paths.containers_run()]
+    {
+        fs_err::set_permissions(directory, std::fs::Permissions::from_mode(0o700))?;
+    }
     Ok(())
 }
 
@@ -170,43 +198,54 @@ fn warn_of_limits(facts: &NodeFacts) {
     if !missing.is_empty() {
         warn!(?missing, "this process lacks capabilities: no container can have them");
     }
+    if node::no_new_privs() {
+        warn!("this process has no_new_privs: every container has it, whatever its pod asks");
+    }
     if facts.oom_score_adj_floor > -1000 {
         warn!(floor = facts.oom_score_adj_floor, "oom_score_adj of containers is clamped");
     }
+    if !facts.cgroups.hugetlb {
+        warn!("there is no hugetlb controller: limits of huge pages are not applied");
+    }
+    if !facts.cgroups.swap {
+        warn!("swap is not accounted: limits of it are not applied");
+    }
+    if facts.cgroups.version == CgroupVersion::V1 {
+        warn!("there is no cgroup v2 to write to: `unified` limits are not applied");
+    }
+}
+
+/// Two names of one filesystem would be two filesystems to the kubelet.
+fn mountpoint(images: &Path, root: &Path) -> io::Result<PathBuf> {
+    let device = |path: &Path| Ok::<_, io::Error>(fs_err::metadata(path)?.dev());
+    let path = if device(images)? == device(root)? { root } else { images };
+    Ok(path.to_owned())
 }
 
 fn open_images(config: &Config, root: &Path, boot_id: &str) -> anyhow::Result<Store> {
-    let (registries, node_credentials) = sources(config)?;
+    fs_err::create_dir_all(root)?;
+    fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o711))?;
+    let additional = config.images.additional_stores.iter();
+    let sources = ImageSources::read(config, &Trust::default())?;
+    if !sources.trust.has_policy() {
+        let policy = config.images.policy_file.display();
+        info!(%policy, "there is no policy: every image is taken, signed or not");
+    }
     let options = StoreOptions {
         parallel_layers: config.images.parallel_layers.into(),
-        registries: Arc::new(registries),
-        node_credentials,
+        registries: Arc::new(sources.registries),
+        node_credentials: sources.credentials,
+        trust: sources.trust,
+        additional_stores: additional.map(|directory| directory.to_path_buf()).collect(),
+        certificates: sources.certificates,
+        pinned: config.images.pinned.iter().map(ToString::to_string).collect(),
+        limits: Limits {
+            bytes: u64::from(config.images.max_layer_gib.get()) << 30,
+            ..Limits::default()
+        },
         ..StoreOptions::new(boot_id)
     };
     Ok(Store::open(root, options)?)
-}
-
-/// Where images come from, as the files have it now.
-fn sources(config: &Config) -> Result<(Registries, NodeCredentials), cria_images::Error> {
-    let registries = Registries::load(Some(&config.images.registries_conf))?;
-    let credentials = match &config.images.auth_file {
-        Some(file) => NodeCredentials::load(file)?,
-        None => NodeCredentials::default(),
-    };
-    Ok((registries, credentials))
-}
-
-/// All or nothing: a file with a mistake leaves what stands.
-async fn reload(node: &Arc<Node>) {
-    let config = node.config.clone();
-    match spawn_blocking(move || sources(&config)).await {
-        Ok(Ok((registries, credentials))) => {
-            node.images.use_sources(Arc::new(registries), credentials);
-            info!("registries and credentials are read again");
-        }
-        Ok(Err(error)) => warn!(error = chain(&error), "nothing is reloaded"),
-        Err(error) => warn!(%error, "nothing is reloaded"),
-    }
 }
 
 async fn sync_images(node: Arc<Node>) {
@@ -236,18 +275,24 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Tells systemd's watchdog, if it wants to know, that tasks still get their turn.
-async fn beat() {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    loop {
-        notify(&[sd_notify::NotifyState::Watchdog]);
-        tokio::time::sleep(limit / 2).await;
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Without systemd there is nobody to tell.
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "cannot tell systemd");
+    #[test]
+    fn nobody_but_root_comes_to_a_root_file_system_even_of_an_earlier_release() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let paths = Paths { root: at("root"), run: at("run"), netns: at("netns") };
+        let closed = [paths.containers(), paths.containers_run()];
+        for path in &closed {
+            fs_err::create_dir_all(path).unwrap();
+            fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        make_directories(&paths).unwrap();
+        let mode = |path: &Path| fs_err::metadata(path).unwrap().permissions().mode() & 0o7777;
+        for (path, expected) in [(&closed[0], 0o700), (&closed[1], 0o700), (&paths.root, 0o711)] {
+            assert_eq!(mode(path), expected, "{}", path.display());
+        }
     }
 }

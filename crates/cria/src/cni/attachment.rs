@@ -22,7 +22,8 @@ pub(crate) struct Attachment {
     pub(crate) sandbox: SandboxId,
     /// Where the network namespace is pinned.
     pub(crate) netns: PathBuf,
-    pod: Pod,
+    /// None: nobody knows any more (see [`Attachment::forgotten`]).
+    pod: Option<Pod>,
     capabilities: Capabilities,
 }
 
@@ -67,17 +68,24 @@ impl Attachment {
             cgroup_path: config.cgroup_parent.clone(),
             pod_annotations: config.annotations.clone(),
         };
-        Ok(Self { network, sandbox, netns, pod, capabilities })
+        Ok(Self { network, sandbox, netns, pod: Some(pod), capabilities })
+    }
+
+    /// What is left to say of a sandbox whose record is lost, for its DEL.
+    pub(crate) fn forgotten(network: NetworkConfig, sandbox: SandboxId, netns: PathBuf) -> Self {
+        Self { network, sandbox, netns, pod: None, capabilities: Capabilities::default() }
     }
 
     /// The plugins' environment that says which attachment is meant.
     pub(super) fn environment(&self, netns: &Path) -> Vec<(&'static str, OsString)> {
-        let Pod { namespace, name, uid } = &self.pod;
-        let arguments = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
-             K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={uid}",
-            self.sandbox
-        );
+        let sandbox = &self.sandbox;
+        let arguments = match &self.pod {
+            Some(Pod { namespace, name, uid }) => format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
+                 K8S_POD_INFRA_CONTAINER_ID={sandbox};K8S_POD_UID={uid}"
+            ),
+            None => format!("IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID={sandbox}"),
+        };
         vec![
             ("CNI_CONTAINERID", self.sandbox.as_str().into()),
             ("CNI_NETNS", netns.into()),
@@ -263,6 +271,15 @@ mod tests {
             ("CNI_ARGS", &arguments),
         ];
         assert_eq!(environment, expected.map(|(key, value)| (key, OsString::from(value))));
+    }
+
+    #[test]
+    fn a_pod_that_nobody_knows_any_more_is_told_by_its_sandbox_alone() {
+        let Attachment { network, sandbox, netns, .. } = attachment(&sandbox_config()).unwrap();
+        let arguments = format!("IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID={sandbox}");
+        let forgotten = Attachment::forgotten(network, sandbox, netns);
+        let environment = forgotten.environment(Path::new("/ns"));
+        assert!(environment.contains(&("CNI_ARGS", arguments.into())), "{environment:?}");
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) use self::plugin::{Command, PluginFailure};
 use self::plugin::{Plugins, Run, excerpt};
 use self::readiness::Readiness;
 pub(crate) use self::result::AddResult;
+use crate::id::SandboxId;
+use crate::live::Live;
 use crate::orphans;
 
 /// The pod's interface, as Kubernetes knows it.
@@ -41,6 +43,8 @@ pub(crate) const INTERFACE: &str = "eth0";
 pub(crate) enum CniError {
     #[error("no CNI network configuration in {}{}", dir.display(), list(broken))]
     NoNetwork { dir: PathBuf, broken: Vec<BrokenFile> },
+    #[error("CNI network configurations are broken{}", list(.0))]
+    Broken(Vec<BrokenFile>),
     #[error("cannot read the CNI network configurations in {}", dir.display())]
     ConfigDir { dir: PathBuf, source: std::io::Error },
     #[error("pod annotation {0}")]
@@ -59,8 +63,18 @@ pub(crate) struct CniSettings {
     pub(crate) bin_dirs: Vec<PathBuf>,
     /// For each run of a plugin.
     pub(crate) deadline: Duration,
-    /// What the marks of this daemon's plugins start with (see `orphans`).
-    pub(crate) mark: String,
+}
+
+impl CniSettings {
+    /// The network that they name; none is no mistake, a file that cannot be understood is. Blocks.
+    pub(crate) fn look_up(&self) -> Result<Option<NetworkConfig>, CniError> {
+        let dir = self.conf_dir.clone();
+        let found = config::read_dir(&dir).map_err(|source| CniError::ConfigDir { dir, source })?;
+        match found.broken.is_empty() {
+            true => Ok(found.network),
+            false => Err(CniError::Broken(found.broken)),
+        }
+    }
 }
 
 /// A pod's place in the network.
@@ -73,22 +87,40 @@ pub(crate) struct Added {
 
 #[derive(Debug)]
 pub(crate) struct Cni {
-    conf_dir: PathBuf,
-    plugins: Plugins,
+    places: Live<Places>,
     mark: String,
     readiness: Readiness,
     former: Former,
 }
 
+/// Where configurations and plugins are.
+#[derive(Debug)]
+struct Places {
+    conf_dir: PathBuf,
+    plugins: Plugins,
+}
+
+impl Places {
+    fn of(settings: CniSettings) -> Self {
+        let CniSettings { conf_dir, bin_dirs, deadline } = settings;
+        Self { conf_dir, plugins: Plugins { dirs: bin_dirs, deadline } }
+    }
+}
+
 impl Cni {
-    pub(crate) fn new(settings: CniSettings) -> Arc<Self> {
+    /// The marks of this daemon's plugins start with `mark` (see `orphans`).
+    pub(crate) fn new(settings: CniSettings, mark: String) -> Arc<Self> {
         Arc::new(Self {
-            conf_dir: settings.conf_dir,
-            plugins: Plugins { dirs: settings.bin_dirs, deadline: settings.deadline },
-            former: Former::new(mark(&settings.mark, Command::Del)),
-            mark: settings.mark,
+            places: Live::new(Places::of(settings)),
+            former: Former::new(self::mark(&mark, Command::Del)),
+            mark,
             readiness: Readiness::default(),
         })
+    }
+
+    /// From now on; plugins that run go on as they began.
+    pub(crate) fn use_settings(&self, settings: CniSettings) {
+        self.places.replace(Places::of(settings));
     }
 
     /// Ends the plugins that a former daemon left running, but for those that change something:
@@ -101,10 +133,10 @@ impl Cni {
 
     /// The network that new pods are attached to, as its file has it now.
     pub(crate) async fn network(&self) -> Result<NetworkConfig, CniError> {
-        let dir = self.conf_dir.clone();
-        let read = tokio::task::spawn_blocking(move || config::read_dir(&dir)).await;
+        let dir = self.places.get().conf_dir.clone();
+        let looked_in = dir.clone();
+        let read = tokio::task::spawn_blocking(move || config::read_dir(&looked_in)).await;
         let read = read.map_err(std::io::Error::other).and_then(|read| read);
-        let dir = self.conf_dir.clone();
         match read {
             Err(source) => Err(CniError::ConfigDir { dir, source }),
             Ok(config::ConfigDir { network: Some(network), .. }) => Ok(network),
@@ -141,7 +173,8 @@ impl Cni {
         attachment: &Attachment,
         result: Option<&AddResult>,
     ) -> Result<(), CniError> {
-        self.former.finish(attachment.sandbox.as_str(), self.plugins.deadline).await;
+        let deadline = self.places.get().plugins.deadline;
+        self.former.finish(attachment.sandbox.as_str(), deadline).await;
         let result = result.filter(|_| attachment.network.version.del_takes_result());
         let netns = attachment.netns_if_alive();
         for plugin in attachment.network.plugins.iter().rev() {
@@ -150,20 +183,20 @@ impl Cni {
         Ok(())
     }
 
-    /// Tells the plugins which attachments there are, so that they free what belongs to no other.
+    /// Tells the plugins which sandboxes are attached, so that they free what belongs to no other.
     /// Only while nothing is attached or detached: at start. Every plugin is told, also after
     /// one failed; the first failure is returned.
     pub(crate) async fn gc<'a>(
         &self,
         network: &NetworkConfig,
-        valid: impl IntoIterator<Item = &'a Attachment>,
+        attached: impl IntoIterator<Item = &'a SandboxId>,
     ) -> Result<(), CniError> {
         if !network.version.has_status_and_gc() || network.disable_gc {
             return Ok(());
         }
-        let valid = valid.into_iter().filter(|attachment| attachment.network.name == network.name);
-        let valid: Value = valid
-            .map(|one| json!({"containerID": one.sandbox.as_str(), "ifname": INTERFACE}))
+        let valid: Value = attached
+            .into_iter()
+            .map(|sandbox| json!({"containerID": sandbox.as_str(), "ifname": INTERFACE}))
             .collect();
         let mut outcome = Ok(());
         for plugin in &network.plugins {
@@ -180,8 +213,9 @@ impl Cni {
     /// say so if they speak 1.1. Answers from a check a few seconds old, except the first time.
     pub(crate) async fn readiness(self: &Arc<Self>) -> Result<(), Arc<CniError>> {
         let network = self.network().await?;
+        let places = self.places.get();
         for plugin in network.plugin_types() {
-            self.plugins.find(plugin).map_err(|source| CniError::Plugin {
+            places.plugins.find(plugin).map_err(|source| CniError::Plugin {
                 network: network.name.clone(),
                 plugin: plugin.to_owned(),
                 command: Command::Status,
@@ -210,7 +244,7 @@ impl Cni {
             mark: mark(&self.mark, call.command) + call.subject,
             input: Value::Object(call.config).to_string().into_bytes(),
         };
-        self.plugins.run(run).await.map_err(|source| CniError::Plugin {
+        self.places.get().plugins.run(run).await.map_err(|source| CniError::Plugin {
             network: call.network.name.clone(),
             plugin: plugin.to_owned(),
             command: call.command,

@@ -12,7 +12,6 @@ use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
 use super::*;
-use crate::id::SandboxId;
 use crate::orphans::end_orphans;
 use crate::sandbox::config::{PortMapping, SandboxConfig};
 
@@ -58,12 +57,15 @@ impl Node {
     }
 
     fn cni(&self, deadline: Duration) -> Arc<Cni> {
-        Cni::new(CniSettings {
+        Cni::new(self.settings(deadline), self.mark.clone())
+    }
+
+    fn settings(&self, deadline: Duration) -> CniSettings {
+        CniSettings {
             conf_dir: self.dir.path().into(),
             bin_dirs: vec![self.dir.path().into(), REAL_PLUGINS.into()],
             deadline,
-            mark: self.mark.clone(),
-        })
+        }
     }
 
     fn log(&self) -> Vec<String> {
@@ -464,7 +466,7 @@ async fn gc_tells_every_plugin_what_is_valid_if_they_speak_1_1() {
 
     node.scripted_chain("1.1.0", &["one", "two"]);
     let valid = attachment(&cni, Path::new("/absent"), &pod(vec![])).await;
-    let error = cni.gc(&valid.network, [&valid]).await.unwrap_err();
+    let error = cni.gc(&valid.network, [&valid.sandbox]).await.unwrap_err();
     assert!(message(&error).contains("CNI GC in network pods: plugin one"), "{}", message(&error));
     let told = format!(r#"[{{"containerID":"{}","ifname":"eth0"}}]"#, valid.sandbox);
     assert_eq!(node.log(), [format!("GC one {told}"), format!("GC two {told}")]);

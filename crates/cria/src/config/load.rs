@@ -192,6 +192,25 @@ fn every_key_of(config: Config) -> Table {
     Table::try_from(config).expect("every key can be written as TOML")
 }
 
+/// `new` with the values that `current` has of `keys`, and which of them `new` had otherwise.
+pub(super) fn keep(
+    new: &Config,
+    current: &Config,
+    keys: &[&'static str],
+) -> (Config, Vec<&'static str>) {
+    let mut table = every_key_of(new.clone());
+    let current = every_key_of(current.clone());
+    let mut differed = vec![];
+    for key in keys {
+        let value = look_up(&current, key).expect("a key of the configuration");
+        if look_up(&table, key) != Some(value) {
+            insert(&mut table, key, value.clone());
+            differed.push(*key);
+        }
+    }
+    (table.try_into().expect("each value was in a configuration"), differed)
+}
+
 fn look_up<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     match key.split_once('.') {
         Some((name, rest)) => look_up(table.get(name)?.as_table()?, rest),

@@ -14,6 +14,13 @@ pub(crate) struct Warning {
     pub(crate) nearest: String,
 }
 
+impl Warning {
+    pub(crate) fn log(&self) {
+        let Self { file, line, key, nearest } = self;
+        tracing::warn!(file = %file.display(), line, key, nearest, "unknown key in the configuration");
+    }
+}
+
 impl fmt::Display for Warning {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, line, key, nearest } = self;

@@ -42,7 +42,7 @@ macro_rules! written_as_string {
     )+};
 }
 
-written_as_string!(AbsolutePath, SocketPath, Program, Timeout, Rlimit, Capability);
+written_as_string!(AbsolutePath, SocketPath, Program, Timeout, Rlimit, Capability, ImagePattern);
 
 /// A path that means the same from every working directory. UTF-8, as TOML is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -148,6 +148,10 @@ impl fmt::Display for Program {
 pub(crate) struct Timeout(Duration);
 
 impl Timeout {
+    pub(super) const fn seconds(seconds: NonZeroU32) -> Self {
+        Self(Duration::from_secs(seconds.get() as u64))
+    }
+
     pub(super) const fn minutes(minutes: NonZeroU32) -> Self {
         Self(Duration::from_secs(60 * minutes.get() as u64))
     }
@@ -256,6 +260,32 @@ impl FromStr for Capability {
 }
 
 impl fmt::Display for Capability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Which images are meant: one whole name, `beginning*` or `*part*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ImagePattern(String);
+
+impl FromStr for ImagePattern {
+    type Err = Unfit;
+
+    fn from_str(text: &str) -> Result<Self, Unfit> {
+        let beginning = text.strip_suffix('*').unwrap_or(text);
+        let literal = match beginning.strip_prefix('*') {
+            Some(part) if text.len() > 1 && text.ends_with('*') => part,
+            Some(_) | None => beginning,
+        };
+        if text.is_empty() || literal.contains('*') {
+            return Err(Unfit::new("an image's name, `beginning*` or `*part*`", text));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ImagePattern {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
     }

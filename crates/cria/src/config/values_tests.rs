@@ -45,6 +45,13 @@ fn a_program_is_a_path_or_a_bare_name() {
 }
 
 #[test]
+fn a_pattern_of_images_has_stars_at_its_ends_alone() {
+    let names = ["registry.k8s.io/pause:3.10", "example.com/*", "*pause*", "*"];
+    round_trips::<ImagePattern>(&names.map(|name| (name, Some(name))));
+    round_trips::<ImagePattern>(&[("", None), ("*pause", None), ("a*b", None), ("*a*b*", None)]);
+}
+
+#[test]
 fn a_timeout_has_a_unit_and_is_not_zero() {
     round_trips::<Timeout>(&[
         ("500ms", Some("500ms")),

@@ -4,7 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use cria_images::Reference;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use crate::confinement::{
+    IdMapping, NamespaceOptions, SeccompProfile, SelinuxOptions, SupplementalGroupsPolicy,
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -47,6 +52,25 @@ pub(crate) struct ImageRequest {
     pub(crate) image_ref: String,
 }
 
+impl ImageRequest {
+    /// What the pod calls the image; where nobody says, what the container is made of.
+    pub(crate) fn written(&self) -> &str {
+        match self.user_specified_image.as_str() {
+            "" => &self.image,
+            written => written,
+        }
+    }
+
+    /// Which of the names by digest that an image has is to be told as this one's: that of the same
+    /// repository, else the first.
+    pub(crate) fn reference_among(&self, digests: &[String]) -> String {
+        let repository = |name: &str| Some(Reference::parse(name, None).ok()?.repository());
+        let asked = repository(self.written());
+        let own = digests.iter().find(|digest| asked.is_some() && repository(digest) == asked);
+        own.or(digests.first()).cloned().unwrap_or_default()
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Mount {
@@ -71,14 +95,6 @@ pub(crate) enum Propagation {
     Private,
     HostToContainer,
     Bidirectional,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct IdMapping {
-    pub(crate) host_id: u32,
-    pub(crate) container_id: u32,
-    pub(crate) length: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -115,7 +131,7 @@ pub(crate) struct SecurityContext {
     pub(crate) add_capabilities: Vec<String>,
     pub(crate) drop_capabilities: Vec<String>,
     pub(crate) add_ambient_capabilities: Vec<String>,
-    pub(crate) namespaces: crate::sandbox::config::NamespaceOptions,
+    pub(crate) namespaces: NamespaceOptions,
     pub(crate) run_as_user: Option<i64>,
     pub(crate) run_as_group: Option<i64>,
     pub(crate) run_as_username: String,
@@ -131,34 +147,32 @@ pub(crate) struct SecurityContext {
     pub(crate) apparmor: Option<SeccompProfile>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum SupplementalGroupsPolicy {
-    /// The groups given and those of the image's `/etc/group`.
-    #[default]
-    Merge,
-    /// Only the groups given.
-    Strict,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Which seccomp (or AppArmor) profile is asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum SeccompProfile {
-    RuntimeDefault,
-    /// Also when the request has none.
-    #[default]
-    Unconfined,
-    /// A file on the node, or a loaded profile's name.
-    Localhost(String),
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct SelinuxOptions {
-    pub(crate) user: String,
-    pub(crate) role: String,
-    #[serde(rename = "type")]
-    pub(crate) kind: String,
-    pub(crate) level: String,
+    #[test]
+    fn an_image_of_many_repositories_is_told_by_the_one_that_was_asked_for() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let [a, b, hub] = ["a.example/one", "b.example/two", "docker.io/library/nginx"]
+            .map(|repository| format!("{repository}@{digest}"));
+        let all = [a.clone(), b.clone(), hub.clone()];
+        for (written, image, expected) in [
+            ("b.example/two:1", digest.as_str(), &b),
+            (&*b, &digest, &b),
+            ("nginx", &digest, &hub),
+            ("", "b.example/two:1", &b),
+            ("", &digest, &a),
+            ("b.example/other", &digest, &a),
+            ("no/NAME", "b.example/two:1", &a),
+        ] {
+            let request = ImageRequest {
+                image: image.to_owned(),
+                user_specified_image: written.to_owned(),
+                ..Default::default()
+            };
+            assert_eq!(request.reference_among(&all), *expected, "{written} {image}");
+            assert_eq!(request.reference_among(&[]), "", "{written} {image}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! CreateContainer: image, root file system, spec, monitor; undone by `clean` if any of it fails.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +13,13 @@ use oci_spec::image::ImageConfiguration;
 use tokio::task::spawn_blocking;
 
 use super::config::ContainerConfig;
+use super::image_volume::ImageVolume;
 use super::rootfs::Rootfs;
 use super::spec::{self, PidNamespace, SpecError, SpecNamespaces, SpecRequest};
 use super::state::State;
 use super::{Container, ImageUse, Record, clean};
+use crate::cgroup::Driver;
+use crate::cgroup::scope::{self, Stop};
 use crate::checkpoint::{self, Checkpoint};
 use crate::clock;
 use crate::error::Error;
@@ -36,8 +40,11 @@ pub(crate) struct Creation {
     pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) config: Arc<ContainerConfig>,
     pub(crate) image: Arc<Image>,
+    /// The image's: an artifact has none, and cannot be run.
+    pub(crate) image_config: Arc<ImageConfiguration>,
     /// Taken when the image was found, so that nobody removes its layers meanwhile.
     pub(crate) lease: Lease,
+    pub(crate) image_volumes: Vec<ImageVolume>,
     /// For the modes Pod and Target.
     pub(crate) pid_namespace: Option<PidNamespaceFile>,
 }
@@ -90,7 +97,7 @@ async fn make(
 
     let bundle = prepare_bundle(node, id, creation, &record).await?;
     let container = Arc::new(Container::of(node, record));
-    container.held().lease = Some(bundle.lease);
+    container.held().leases = bundle.leases;
     // The spec may name it by our descriptor: held until the process is made.
     let _pid_namespace = bundle.pid_namespace;
     container.create_process(node).await?;
@@ -98,19 +105,20 @@ async fn make(
 }
 
 fn new_record(node: &Node, id: &ContainerId, creation: &Creation) -> Record {
-    let Creation { sandbox, config, image, .. } = creation;
+    let Creation { sandbox, config, image, image_config, .. } = creation;
     Record {
         id: id.clone(),
         sandbox: sandbox.id.clone(),
         config: Arc::clone(config),
         image: image_use(config, image, &creation.lease),
+        image_volumes: creation.image_volumes.iter().map(volume_use).collect(),
         created_at_ns: clock::now_ns(),
         boot_id: node.boot_id.clone(),
         log_path: sandbox.log_path(&config.log_path),
         complete: false,
         removing: false,
         user: None,
-        stop_signal: stop_signal(config, image),
+        stop_signal: stop_signal(config, image_config),
         init_pid: 0,
         init_start_time: 0,
         cgroup: sandbox.cgroup.container(id).path,
@@ -132,15 +140,24 @@ fn image_use(config: &ContainerConfig, image: &Image, lease: &Lease) -> ImageUse
     ImageUse {
         id: image.id.to_string(),
         name: name.cloned().unwrap_or_default(),
-        reference: image.digests.first().cloned().unwrap_or_default(),
+        reference: asked.reference_among(&image.digests),
         layers: lease.layers().iter().map(ToString::to_string).collect(),
     }
 }
 
+fn volume_use(volume: &ImageVolume) -> (String, ImageUse) {
+    let image = ImageUse {
+        id: volume.lease.image().to_string(),
+        name: volume.name.clone(),
+        reference: volume.reference.clone(),
+        layers: volume.lease.layers().iter().map(ToString::to_string).collect(),
+    };
+    (volume.container_path.clone(), image)
+}
+
 /// As asked, else the image's; one that means nothing is SIGTERM, as everywhere.
-fn stop_signal(config: &ContainerConfig, image: &Image) -> i32 {
-    let of_image =
-        image.config.config().as_ref().and_then(|config| config.stop_signal().as_deref());
+fn stop_signal(config: &ContainerConfig, image: &ImageConfiguration) -> i32 {
+    let of_image = image.config().as_ref().and_then(|config| config.stop_signal().as_deref());
     config.stop_signal.or_else(|| signal::number(of_image?)).unwrap_or(libc::SIGTERM)
 }
 
@@ -164,7 +181,7 @@ async fn prepare_bundle(
 
 /// What the bundle's files rely on.
 struct Prepared {
-    lease: Lease,
+    leases: Vec<Lease>,
     pid_namespace: Option<PidNamespaceFile>,
 }
 
@@ -189,31 +206,57 @@ impl Bundle {
             target: &self.node.paths.rootfs(&self.id),
         };
         rootfs.mount().map_err(failed("mount the root file system"))?;
-        let (spec, user) = self.spec()?;
+        let volumes = self.mount_image_volumes()?;
+        let (spec, user) = self.spec(&volumes)?;
         let text =
             serde_json::to_vec(&spec).map_err(|error| failed("write the spec")(error.into()))?;
         checkpoint::replace(&bundle.join("config.json"), &text)
             .map_err(failed("write the spec"))?;
-        let Creation { lease, pid_namespace, .. } = self.creation;
-        Ok((Prepared { lease, pid_namespace }, user))
+        let Creation { lease, image_volumes, pid_namespace, .. } = self.creation;
+        let of_volumes = image_volumes.into_iter().map(|volume| volume.lease);
+        let leases = iter::once(lease).chain(of_volumes).collect();
+        Ok((Prepared { leases, pid_namespace }, user))
     }
 
-    fn spec(&self) -> Result<(oci_spec::runtime::Spec, spec::user::User), Error> {
-        let (node, Creation { sandbox, config, image, .. }) = (&*self.node, &self.creation);
+    /// Where each was mounted, by its path in the container.
+    fn mount_image_volumes(&self) -> Result<BTreeMap<String, PathBuf>, Error> {
+        let directory = self.node.paths.image_volumes(&self.id);
+        let numbered = self.creation.image_volumes.iter().enumerate();
+        numbered
+            .map(|(number, volume)| {
+                let target = directory.join(number.to_string());
+                let mounted = volume.mount(&target);
+                mounted.map_err(|error| Error::image_volume(&volume.name, error))?;
+                Ok((volume.container_path.clone(), target))
+            })
+            .collect()
+    }
+
+    fn spec(
+        &self,
+        image_volumes: &BTreeMap<String, PathBuf>,
+    ) -> Result<(oci_spec::runtime::Spec, spec::user::User), Error> {
+        let (node, Creation { sandbox, config, image_config, .. }) = (&*self.node, &self.creation);
+        let settings = node.settings.get();
         let rootfs = node.paths.rootfs(&self.id);
-        let user = spec::user::look_up(&rootfs, &config.security, image_user(&image.config))?;
-        let volumes = spec::volumes::look_up(&config.mounts, &BTreeMap::new(), &node.facts)?;
+        let user = spec::user::look_up(&rootfs, &config.security, image_user(image_config))?;
+        let volumes = spec::volumes::look_up(&config.mounts, image_volumes, &settings.facts)?;
         let devices = match config.security.privileged {
             true => spec::devices::of_host("/dev".as_ref())?,
             false => spec::devices::look_up(&config.devices)?,
         };
         let cgroups_path = sandbox.cgroup.container(&self.id).oci;
+        let stop = Stop::new(stop_signal(config, image_config), &config.annotations);
+        let scope = match sandbox.cgroup.driver() {
+            Driver::Systemd => scope::annotations(stop, node.unit.as_deref()),
+            Driver::Cgroupfs => BTreeMap::new(),
+        };
         let spec = spec::build(SpecRequest {
             sandbox_id: &sandbox.id,
             sandbox: &sandbox.config,
             hostname: &namespaces::hostname(&sandbox.config, &sandbox.id),
             config,
-            image: &image.config,
+            image: image_config,
             user: &user,
             rootfs: &rootfs,
             namespaces: &self.namespaces(),
@@ -221,8 +264,9 @@ impl Bundle {
             volumes: &volumes,
             devices: &devices,
             cgroups_path: &cgroups_path,
+            scope: &scope,
             seccomp: self.seccomp()?,
-            node: &node.facts,
+            node: &settings.facts,
         })?;
         Ok((spec, user))
     }
@@ -249,7 +293,7 @@ impl Bundle {
             // Privileged means unconfined, whatever the profile says.
             return Ok(None);
         }
-        let capabilities = spec::capabilities::of(security, &self.node.facts)?;
+        let capabilities = spec::capabilities::of(security, &self.node.settings.get().facts)?;
         self.node.seccomp(&security.seccomp, &capabilities.held)
     }
 }
@@ -261,6 +305,7 @@ fn image_user(config: &ImageConfiguration) -> &str {
 /// What a monitor is told of its container.
 pub(super) fn order(node: &Node, record: &Record) -> Result<Create, SpecError> {
     let run_dir = node.paths.container_run(&record.id);
+    let settings = node.settings.get();
     Ok(Create {
         id: record.id.to_string(),
         bundle: run_dir.clone(),
@@ -276,7 +321,7 @@ pub(super) fn order(node: &Node, record: &Record) -> Result<Create, SpecError> {
         stdin_once: record.config.stdin_once,
         cgroup: node.cgroups.for_monitor(&record.cgroup),
         own_pid_namespace: record.own_pid_namespace,
-        oom_score_adj: spec::resources::oom_score_adj(&record.resources, &node.facts)?,
+        oom_score_adj: spec::resources::oom_score_adj(&record.resources, &settings.facts)?,
         join_cgroups: node.monitor_cgroups.clone(),
     })
 }
@@ -302,7 +347,8 @@ impl Container {
         let order = order(node, &self.record.get())?;
         let (monitor, news) = Monitor::start(&node.spawner, self.id.as_str()).map_err(failed)?;
         let deadline = node.oci.deadline() + MONITOR_DEADLINE;
-        let state = match monitor.ask_state(Request::Create(Box::new(order)), deadline).await {
+        let request = Request::Create { container: Box::new(order), program: node.oci.program() };
+        let state = match monitor.ask_state(request, deadline).await {
             Ok(state) => state,
             Err(error) => {
                 let refusal = error.refusal().map(str::to_owned);

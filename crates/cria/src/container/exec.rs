@@ -14,11 +14,12 @@ use cria_monitor::exit::Status;
 use cria_monitor::protocol::{Exec, Reply, Request, SignalScope, Target};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::Container;
-use super::spec::process;
+use super::spec::process::{self, Terminal};
 use super::state::State;
 use crate::error::Error;
 use crate::monitor::{Monitor, MonitorError};
@@ -46,13 +47,21 @@ pub(super) struct Execs {
     running: Mutex<HashMap<u64, oneshot::Sender<End>>>,
 }
 
-struct End {
-    status: Status,
+/// A command that runs.
+pub(super) struct Begun {
+    /// If it was to have one.
+    pub(super) terminal: Option<OwnedFd>,
+    /// Its pidfd.
+    process: Option<OwnedFd>,
+}
+
+pub(super) struct End {
+    pub(super) status: Status,
     timed_out: bool,
 }
 
 impl Execs {
-    fn begin(&self) -> (u64, oneshot::Receiver<End>) {
+    pub(super) fn begin(&self) -> (u64, oneshot::Receiver<End>) {
         let exec = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, end) = oneshot::channel();
         self.lock().insert(exec, sender);
@@ -66,7 +75,7 @@ impl Execs {
         }
     }
 
-    fn forget(&self, exec: u64) {
+    pub(super) fn forget(&self, exec: u64) {
         self.lock().remove(&exec);
     }
 
@@ -84,13 +93,26 @@ impl Execs {
 struct Running<'a> {
     container: &'a Container,
     exec: u64,
+    /// Its pidfd, once it runs.
+    process: Option<OwnedFd>,
+    /// The monitor died: nobody else ends it.
+    forsaken: bool,
     ended: bool,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.container.execs.forget(self.exec);
-        let Some(monitor) = self.container.monitor().filter(|_| !self.ended) else { return };
+        if self.ended {
+            return;
+        }
+        let Some(monitor) = self.container.monitor().filter(|_| !self.forsaken) else {
+            if let Some(process) = &self.process {
+                // It may have ended: then that is what is wanted.
+                let _ = pidfd_send_signal(process, Signal::KILL);
+            }
+            return;
+        };
         let target = Target::Exec(self.exec);
         let kill = Request::Signal { target, signal: libc::SIGKILL, scope: SignalScope::Group };
         tokio::spawn(async move { drop(monitor.tell(kill, END_DEADLINE).await) });
@@ -110,11 +132,12 @@ impl Container {
             let id = self.id.clone();
             move |error| Error::io(format!("{action} in container {id}"), error)
         };
-        let process = self.exec_process(node, command)?;
+        let process = self.exec_process(node, command, Terminal::None)?;
         let stdout = Output::new().map_err(failed("make a pipe for a command"))?;
         let stderr = Output::new().map_err(failed("make a pipe for a command"))?;
         let (exec, end) = self.execs.begin();
-        let mut running = Running { container: self, exec, ended: false };
+        let mut running =
+            Running { container: self, exec, process: None, forsaken: false, ended: false };
         let (stdout, stdout_end) = stdout;
         let (stderr, stderr_end) = stderr;
         let request = Request::Exec(Exec {
@@ -126,11 +149,13 @@ impl Container {
             stderr: Some(stderr_end),
             timeout,
             dies_with_connection: true,
+            program: node.oci.program(),
         });
-        self.begin_exec(node, &monitor, request, timeout).await?;
+        running.process = self.begin_exec(node, &monitor, request, timeout).await?.process;
         let (stdout, stderr, end) =
             collect(stdout, stderr, end).await.map_err(failed("read the output of a command"))?;
-        running.ended = true;
+        running.ended = end.is_some();
+        running.forsaken = end.is_none();
         let end = end.ok_or_else(|| {
             Error::internal(format!("learn how a command in {} ended", self.id), MonitorError::Gone)
         })?;
@@ -140,26 +165,29 @@ impl Container {
         }
     }
 
-    async fn running_monitor(&self) -> Result<std::sync::Arc<Monitor>, Error> {
+    pub(crate) fn check_running(&self) -> Result<(), Error> {
         match self.state() {
             State::Created { .. } => Err(self.wrong_state("not running yet")),
             State::Exited(_) => Err(self.wrong_state("exited")),
-            State::Running { .. } => {
-                let monitor = self.monitor_soon().await;
-                monitor.ok_or_else(|| self.wrong_state("without a monitor"))
-            }
+            State::Running { .. } => Ok(()),
         }
     }
 
-    async fn begin_exec(
+    pub(super) async fn running_monitor(&self) -> Result<std::sync::Arc<Monitor>, Error> {
+        self.check_running()?;
+        let monitor = self.monitor_soon().await;
+        monitor.ok_or_else(|| self.wrong_state("without a monitor"))
+    }
+
+    pub(super) async fn begin_exec(
         &self,
         node: &Node,
         monitor: &Monitor,
         request: Request,
         timeout: Option<Duration>,
-    ) -> Result<(), Error> {
+    ) -> Result<Begun, Error> {
         match monitor.ask(request, node.oci.patience()).await {
-            Ok(Reply::ExecStarted { .. }) => Ok(()),
+            Ok(Reply::ExecStarted { terminal, process, .. }) => Ok(Begun { terminal, process }),
             Ok(_) => {
                 let error = MonitorError::Unexpected { request: "exec" };
                 Err(Error::internal(format!("run a command in container {}", self.id), error))
@@ -175,14 +203,19 @@ impl Container {
     }
 
     /// The OCI process object, sealed: the container's own process with another command line.
-    fn exec_process(&self, node: &Node, command: Vec<String>) -> Result<OwnedFd, Error> {
+    pub(super) fn exec_process(
+        &self,
+        node: &Node,
+        command: Vec<String>,
+        terminal: Terminal,
+    ) -> Result<OwnedFd, Error> {
         let failed =
             |error| Error::io(format!("describe a command for container {}", self.id), error);
         let path = node.paths.container_run(&self.id).join("config.json");
         let process = fs_err::read(path)
             .and_then(|text| Ok(serde_json::from_slice::<SpecProcess>(&text)?.process))
             .map_err(failed)?;
-        let process = process::for_exec(&process, command);
+        let process = process::for_exec(&process, command, terminal);
         sealed(&process).map_err(failed)
     }
 }

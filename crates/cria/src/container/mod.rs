@@ -5,11 +5,15 @@
 //! a monitor. One task per container (`supervise`) hears the monitor; operations run in tasks of
 //! their own, to their end, whoever asked.
 
+mod attach;
 pub(crate) mod config;
 mod create;
 mod exec;
+mod image_volume;
+mod overlay;
 mod remove;
 mod rootfs;
+mod session;
 pub(crate) mod spec;
 mod start;
 pub(crate) mod state;
@@ -17,6 +21,8 @@ mod stop;
 mod supervise;
 mod update;
 
+use std::collections::BTreeMap;
+use std::iter;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +35,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 pub(crate) use create::{Creation, PidNamespaceFile, create};
+pub(crate) use image_volume::ImageVolume;
 use remove::clean;
 pub(crate) use remove::{discard, is_alive, remove_tree};
 pub(crate) use supervise::recover;
@@ -54,6 +61,9 @@ pub(crate) struct Record {
     pub(crate) sandbox: SandboxId,
     pub(crate) config: Arc<ContainerConfig>,
     pub(crate) image: ImageUse,
+    /// The images that are volumes, by their path in the container.
+    #[serde(default)]
+    pub(crate) image_volumes: BTreeMap<String, ImageUse>,
     pub(crate) created_at_ns: i64,
     /// The boot in which its process was made.
     pub(crate) boot_id: String,
@@ -87,12 +97,13 @@ pub(crate) struct Record {
     unknown: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The image as the container uses it.
+/// An image as the container uses it: what it runs from, or a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageUse {
     /// `sha256:` and the digest of its config.
     pub(crate) id: String,
-    /// What ContainerStatus calls it: as the user wrote it, else a tag, else what was asked.
+    /// What ContainerStatus calls it: as the user wrote it, else a tag, else what was asked; of a
+    /// volume, what was asked.
     pub(crate) name: String,
     /// `repository@digest` of the manifest that was pulled; empty for an image without one.
     pub(crate) reference: String,
@@ -104,6 +115,11 @@ impl Record {
     /// The container's process, if it still is the one that was made.
     fn init(&self) -> Option<OwnedFd> {
         process::open(self.init_pid, self.init_start_time)
+    }
+
+    /// Whether it runs from the image with this id, or has it as a volume.
+    pub(crate) fn uses_image(&self, id: &str) -> bool {
+        iter::once(&self.image).chain(self.image_volumes.values()).any(|image| image.id == id)
     }
 }
 
@@ -128,8 +144,8 @@ pub(crate) struct Container {
 struct Held {
     /// So that the container survives its monitor.
     descriptors: Descriptors,
-    /// Keeps the image's layers.
-    lease: Option<cria_images::Lease>,
+    /// Keep the layers of its image, and of those that are volumes.
+    leases: Vec<cria_images::Lease>,
     /// A SIGKILL of ours is no OOM kill.
     killed: bool,
     /// How init ended, where that was ours to learn.
@@ -141,9 +157,9 @@ impl Container {
         self.record.get().state.clone()
     }
 
-    /// Keeps the image's layers until the container is gone.
+    /// Keeps an image's layers until the container is gone.
     pub(crate) fn keep(&self, lease: cria_images::Lease) {
-        self.held().lease = Some(lease);
+        self.held().leases.push(lease);
     }
 
     fn monitor(&self) -> Option<Arc<Monitor>> {

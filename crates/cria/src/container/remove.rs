@@ -25,21 +25,16 @@ const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 const STATE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Container {
-    /// Kills what runs, and leaves nothing. Runs to its end even if the caller goes away.
+    /// Kills what runs, and leaves nothing. Not to be cut short: in a task of its own.
     pub(crate) async fn remove(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
-        let (container, node) = (Arc::clone(self), Arc::clone(node));
-        tokio::spawn(async move {
-            let _alone = container.lifecycle.lock().await;
-            let cgroup = container.record.get().cgroup.clone();
-            container.note_removing().await;
-            container.stop(Duration::ZERO).await?;
-            container.release().await;
-            clean(&node, &container.id, Some(cgroup)).await?;
-            container.held().lease = None;
-            Ok(())
-        })
-        .await
-        .map_err(|panic| Error::internal("remove the container", panic))?
+        let _alone = self.lifecycle.lock().await;
+        let cgroup = self.record.get().cgroup.clone();
+        self.note_removing().await;
+        self.stop(Duration::ZERO).await?;
+        self.release().await;
+        clean(node, &self.id, Some(cgroup)).await?;
+        self.held().leases.clear();
+        Ok(())
     }
 
     /// So that a restarted daemon continues. A full disk must not keep a container, though.
@@ -107,8 +102,17 @@ fn clean_files(node: &Node, id: &ContainerId, cgroup: Option<&CgroupPath>) -> io
     }
     .map_err(io::Error::other)?;
     mounts::detach(&node.paths.rootfs(id))?;
+    detach_all(&node.paths.image_volumes(id))?;
     remove_tree(&node.paths.container_run(id))?;
     remove_tree(&node.paths.container(id))
+}
+
+/// Takes away what is mounted on the entries of `directory`, which may be missing.
+fn detach_all(directory: &Path) -> io::Result<()> {
+    match fs_err::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        entries => entries?.try_for_each(|entry| mounts::detach(&entry?.path())),
+    }
 }
 
 pub(crate) fn remove_tree(directory: &Path) -> io::Result<()> {

@@ -10,6 +10,7 @@ use cria_monitor::exit::{Exit, Status};
 use cria_monitor::protocol::{Adopt, Descriptors, Event, Phase, Request, State as MonitorState};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::state::{Exited, State};
 use super::{Container, Record};
@@ -24,10 +25,9 @@ use crate::sys;
 /// Within this a monitor that lives answers.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// An OCI runtime's `start` takes some ten milliseconds. One that was only created is rare, and
-/// delays the daemon's start by no more than this.
-const START_LOOKS: u32 = 20;
-const START_PAUSE: Duration = Duration::from_millis(25);
+/// An OCI runtime's `start` takes some ten milliseconds. One that hangs delays the daemon's start
+/// by no more than this.
+const START_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Removing what an ended container leaves includes the OCI runtime's `delete`.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
@@ -66,6 +66,8 @@ impl Container {
                 self.execs.ended(exec, status, timed_out);
             }
             Event::StdinClosed => self.held().descriptors.stdin = None,
+            // Whoever asked for the start has its answer.
+            Event::Settled => {}
             Event::LogLost { bytes, error } => {
                 tracing::warn!(container = %self.id, bytes, error, "output could not be logged");
             }
@@ -81,6 +83,16 @@ impl Container {
             // A task of its own: the reply comes through the loop that called us.
             let container = Arc::clone(self);
             tokio::spawn(async move { container.release().await });
+        }
+    }
+
+    /// Returns when the end of a container whose init is dead has been taken in; at once if it
+    /// lives, or nobody can tell.
+    pub(crate) async fn settle(&self) {
+        let dead = |init: &OwnedFd| !process::is_alive(init);
+        if self.held().descriptors.init.as_ref().is_some_and(dead) {
+            let mut record = self.record.subscribe();
+            drop(record.wait_for(|record| record.state.is_exited()).await);
         }
     }
 
@@ -110,7 +122,7 @@ impl Container {
             }
         }
         let gone = monitors.wait_for(Option::is_none);
-        if tokio::time::timeout(DEADLINE, gone).await.is_err() {
+        if timeout(DEADLINE, gone).await.is_err() {
             tracing::warn!(container = %self.id, "the monitor does not end");
         }
     }
@@ -269,9 +281,9 @@ pub(crate) async fn recover(node: &Arc<Node>, record: Checkpoint<Record>) -> Arc
 
 impl Container {
     async fn reconnect(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), MonitorError> {
-        let (monitor, news) = Monitor::connect(&node.paths.container_run(&self.id))?;
+        let (monitor, mut news) = Monitor::connect(&node.paths.container_run(&self.id))?;
         let monitor = Arc::new(monitor);
-        let state = settled_state(&monitor).await?;
+        let state = settled_state(&monitor, &mut news).await?;
         self.attend(node, monitor, news);
         self.note_state(state).await;
         Ok(())
@@ -344,14 +356,25 @@ impl Container {
 }
 
 /// A former daemon's StartContainer may be under way: what is shown as created until it is done
-/// would be taken for one that never ran, and be created a second time.
-async fn settled_state(monitor: &Monitor) -> Result<MonitorState, MonitorError> {
-    for _ in 0..START_LOOKS {
-        let state = monitor.ask_state(Request::State, DEADLINE).await?;
-        if state.phase != Phase::Created {
-            return Ok(state);
+/// would be taken for one that never ran, and be created a second time. What the events say that
+/// come meanwhile, the state says too.
+async fn settled_state(
+    monitor: &Monitor,
+    news: &mut mpsc::Receiver<News>,
+) -> Result<MonitorState, MonitorError> {
+    let state = monitor.ask_state(Request::State, DEADLINE).await?;
+    if !state.settling {
+        return Ok(state);
+    }
+    let settled = async {
+        while let Some(News::Event(event)) = news.recv().await {
+            if matches!(event, Event::Settled | Event::Exited(_)) {
+                return;
+            }
         }
-        tokio::time::sleep(START_PAUSE).await;
+    };
+    if timeout(START_PATIENCE, settled).await.is_err() {
+        tracing::warn!("a start that a former daemon asked for does not end");
     }
     monitor.ask_state(Request::State, DEADLINE).await
 }

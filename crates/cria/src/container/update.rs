@@ -42,9 +42,9 @@ impl Container {
             State::Created { broken: None } | State::Running { .. } => {
                 let failed =
                     |error| Error::internal(format!("update container {}", self.id), error);
-                let limits = resources::for_update(&merged, &node.facts);
+                let limits = resources::for_update(&merged, &node.settings.get().facts);
                 node.oci.update(&self.id, &limits).await.map_err(failed)?;
-                self.write_unified(node, update)?;
+                self.write_the_rest(node, update)?;
             }
         }
         self.record
@@ -53,14 +53,19 @@ impl Container {
             .map_err(|error| Error::io(format!("write the record of container {}", self.id), error))
     }
 
-    /// What no OCI runtime's `update` takes.
-    fn write_unified(&self, node: &Node, update: &Resources) -> Result<(), Error> {
-        // On v1 there is no such file; the kubelet sends some all the same.
-        if node.cgroups.version() == Version::V1 {
-            return Ok(());
-        }
+    /// What no OCI runtime's `update` takes, as far as the node has it (see `resources`).
+    fn write_the_rest(&self, node: &Node, update: &Resources) -> Result<(), Error> {
         let cgroup = self.record.get().cgroup.clone();
-        node.cgroups.write_unified(&cgroup, &update.unified).map_err(|error| {
+        let by_version = match node.cgroups.version() {
+            Version::V1 if update.cpu_quota < 0 => node.cgroups.lift_cpu_quota(&cgroup),
+            Version::V1 => Ok(()),
+            Version::V2 => node.cgroups.write_unified(&cgroup, &update.unified),
+        };
+        let hugepages = match node.settings.get().facts.cgroups.hugetlb {
+            true => node.cgroups.write_hugepages(&cgroup, &update.hugepage_limits),
+            false => Ok(()),
+        };
+        by_version.and(hugepages).map_err(|error| {
             Error::internal(format!("update the cgroup of container {}", self.id), error)
         })
     }

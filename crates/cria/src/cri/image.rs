@@ -1,6 +1,7 @@
 //! The image service.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use cria_images::{AuthFields, Credentials, Image as Held, PullRequest, User};
 use cria_proto::{
@@ -17,16 +18,24 @@ use crate::clock;
 use crate::daemon::Daemon;
 use crate::error::Error;
 
-/// Asks the registry with this caller's credentials, whatever is held already; see `cria_images`.
+/// Asks the registry with this caller's credentials, and the policy of the pod's namespace, whatever
+/// is held already; see `cria_images`.
 pub(super) async fn pull_image(
     daemon: &Daemon,
     request: PullImageRequest,
 ) -> Result<PullImageResponse, Error> {
+    let handler = request.image.as_ref().map(|image| image.runtime_handler.clone());
     let reference = name(request.image)?;
     record("image", &reference);
+    // All handlers share the images, but one that does not exist is a mistake.
+    if let Some(handler) = handler.filter(|handler| !daemon.node.serves_handler(handler)) {
+        return Err(Error::invalid("runtime_handler", format!("there is none called {handler:?}")));
+    }
     let auth = request.auth.unwrap_or_default();
     let credentials = Credentials::from_fields(fields(&auth))?;
-    let pull = PullRequest { reference: &reference, credentials };
+    let pod = request.sandbox_config.and_then(|config| config.metadata);
+    let namespace = pod.map(|metadata| metadata.namespace).unwrap_or_default();
+    let pull = PullRequest { reference: &reference, credentials, namespace: &namespace };
     let image = daemon.node.images.pull(pull).await?;
     Ok(PullImageResponse { image_ref: image.id.to_string() })
 }
@@ -70,7 +79,7 @@ pub(super) async fn image_status(
     daemon: &Daemon,
     request: ImageStatusRequest,
 ) -> Result<ImageStatusResponse, Error> {
-    let Some(held) = daemon.node.images.find(&name(request.image)?)? else {
+    let Some(held) = daemon.node.images.find_intact(&name(request.image)?).await? else {
         return Ok(ImageStatusResponse::default());
     };
     let info = match request.verbose {
@@ -80,7 +89,8 @@ pub(super) async fn image_status(
     Ok(ImageStatusResponse { image: Some(item(&held)), info })
 }
 
-/// The image goes with all its names; containers that run from it keep its layers.
+/// The image goes with all its names. What a container uses stays: the kubelet takes a removal for
+/// bytes that are free. (One that is being made is not seen here; its lease keeps the layers.)
 pub(super) async fn remove_image(
     daemon: &Daemon,
     request: RemoveImageRequest,
@@ -88,13 +98,26 @@ pub(super) async fn remove_image(
     let name = name(request.image)?;
     record("image", &name);
     let images = daemon.node.images.clone();
+    if let Some(held) = images.find(&name)?
+        && let Some(container) = user_of(daemon, &held.id.to_string())
+    {
+        return Err(Error::ImageInUse { image: name, container });
+    }
     spawn_blocking(move || images.remove(&name))
         .await
         .map_err(|panic| Error::internal("remove an image", panic))??;
     Ok(RemoveImageResponse {})
 }
 
-/// The mount point is cria's root directory: the kubelet looks the path up later.
+/// A container that runs from the image or has it as a volume, if there is one. Those that have
+/// ended count: the kubelet still lists them, whatever became of them.
+fn user_of(daemon: &Daemon, image: &str) -> Option<String> {
+    let containers = daemon.containers.all();
+    let user = containers.iter().find(|container| container.record.get().uses_image(image))?;
+    Some(user.id.to_string())
+}
+
+/// The mount points are directories of cria's: the kubelet looks the paths up later.
 pub(super) async fn image_fs_info(
     daemon: &Daemon,
     _request: ImageFsInfoRequest,
@@ -108,13 +131,13 @@ pub(super) async fn image_fs_info(
             (bytes + measured.usage.bytes, inodes + measured.usage.inodes)
         });
     Ok(ImageFsInfoResponse {
-        image_filesystems: vec![usage(daemon, images.bytes, images.inodes)],
-        container_filesystems: vec![usage(daemon, bytes, inodes)],
+        image_filesystems: vec![usage(&daemon.node.images_mountpoint, images.bytes, images.inodes)],
+        container_filesystems: vec![usage(&daemon.node.paths.root, bytes, inodes)],
     })
 }
 
-fn usage(daemon: &Daemon, bytes: u64, inodes: u64) -> FilesystemUsage {
-    let mountpoint = daemon.node.paths.root.display().to_string();
+fn usage(mountpoint: &Path, bytes: u64, inodes: u64) -> FilesystemUsage {
+    let mountpoint = mountpoint.display().to_string();
     FilesystemUsage {
         timestamp: clock::now_ns(),
         fs_id: Some(FilesystemIdentifier { mountpoint }),

@@ -1,8 +1,9 @@
 //! The CRI: the only code that knows tonic and the generated messages.
 //!
 //! `service` has one line per RPC; behind it stand a file per verb that changes something, and one
-//! per noun for the rest. `convert` translates, purely.
+//! per noun for the rest. `convert` translates, purely. `ask` is a client, for `cria status`.
 
+mod ask;
 mod container;
 mod convert;
 mod image;
@@ -12,7 +13,9 @@ mod service;
 mod span;
 mod stats;
 mod status;
+mod streaming;
 
+pub(crate) use ask::ask_status;
 pub(crate) use server::serve;
 
 use std::pin::Pin;

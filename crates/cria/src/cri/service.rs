@@ -6,19 +6,21 @@ use std::time::Instant;
 use cria_proto::image_service_server::{ImageService, ImageServiceServer};
 use cria_proto::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use cria_proto::{
-    ContainerStatsRequest, ContainerStatsResponse, ContainerStatusRequest, ContainerStatusResponse,
-    CreateContainerRequest, CreateContainerResponse, ExecSyncRequest, ExecSyncResponse,
+    AttachRequest, AttachResponse, ContainerStatsRequest, ContainerStatsResponse,
+    ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest,
+    CreateContainerResponse, ExecRequest, ExecResponse, ExecSyncRequest, ExecSyncResponse,
     ImageFsInfoRequest, ImageFsInfoResponse, ImageStatusRequest, ImageStatusResponse,
     ListContainerStatsRequest, ListContainerStatsResponse, ListContainersRequest,
     ListContainersResponse, ListImagesRequest, ListImagesResponse, ListPodSandboxRequest,
     ListPodSandboxResponse, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse,
     PodSandboxStatsRequest, PodSandboxStatsResponse, PodSandboxStatusRequest,
-    PodSandboxStatusResponse, PullImageRequest, PullImageResponse, RemoveContainerRequest,
-    RemoveContainerResponse, RemoveImageRequest, RemoveImageResponse, RemovePodSandboxRequest,
-    RemovePodSandboxResponse, ReopenContainerLogRequest, ReopenContainerLogResponse,
-    RunPodSandboxRequest, RunPodSandboxResponse, RuntimeConfigRequest, RuntimeConfigResponse,
-    StartContainerRequest, StartContainerResponse, StatusRequest, StatusResponse,
-    StopContainerRequest, StopContainerResponse, StopPodSandboxRequest, StopPodSandboxResponse,
+    PodSandboxStatusResponse, PortForwardRequest, PortForwardResponse, PullImageRequest,
+    PullImageResponse, RemoveContainerRequest, RemoveContainerResponse, RemoveImageRequest,
+    RemoveImageResponse, RemovePodSandboxRequest, RemovePodSandboxResponse,
+    ReopenContainerLogRequest, ReopenContainerLogResponse, RunPodSandboxRequest,
+    RunPodSandboxResponse, RuntimeConfigRequest, RuntimeConfigResponse, StartContainerRequest,
+    StartContainerResponse, StatusRequest, StatusResponse, StopContainerRequest,
+    StopContainerResponse, StopPodSandboxRequest, StopPodSandboxResponse,
     StreamContainerStatsRequest, StreamContainerStatsResponse, StreamContainersRequest,
     StreamContainersResponse, StreamImagesRequest, StreamImagesResponse,
     StreamPodSandboxStatsRequest, StreamPodSandboxStatsResponse, StreamPodSandboxesRequest,
@@ -30,7 +32,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument, debug, field, info, info_span, warn};
 
-use super::{Items, container, image, sandbox, stats, status};
+use super::{Items, container, image, sandbox, stats, status, streaming};
 use crate::daemon::Daemon;
 use crate::error::{Error, chain};
 
@@ -100,8 +102,7 @@ async fn call<T>(
     }
 }
 
-/// The RPCs that are not here answer UNIMPLEMENTED: the streaming three, events, metrics and
-/// checkpoints.
+/// The RPCs that are not here answer UNIMPLEMENTED: events, metrics and checkpoints.
 #[tonic::async_trait]
 impl RuntimeService for Service {
     async fn version(&self, request: Request<VersionRequest>) -> Answer<VersionResponse> {
@@ -240,6 +241,24 @@ impl RuntimeService for Service {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
         let answer = container::exec_sync(&self.daemon, request.into_inner());
         call(Kind::Query, "ExecSync", answer).await
+    }
+
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let answer = streaming::exec(&self.daemon, request.into_inner());
+        call(Kind::Query, "Exec", answer).await
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let answer = streaming::attach(&self.daemon, request.into_inner());
+        call(Kind::Query, "Attach", answer).await
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Answer<PortForwardResponse> {
+        let answer = streaming::port_forward(&self.daemon, request.into_inner());
+        call(Kind::Query, "PortForward", answer).await
     }
 
     async fn container_stats(

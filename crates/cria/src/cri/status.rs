@@ -13,6 +13,8 @@ use crate::cgroup::Driver;
 use crate::daemon::Daemon;
 use crate::error::{Error, chain};
 use crate::node::Node;
+use crate::release::VERSION;
+use crate::status::ImagesStatus;
 
 /// Of the message format before the CRI had versions; clients still compare it.
 const KUBE_API_VERSION: &str = "0.1.0";
@@ -24,7 +26,7 @@ pub(super) async fn version(
     Ok(VersionResponse {
         version: KUBE_API_VERSION.to_owned(),
         runtime_name: "cria".to_owned(),
-        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_version: VERSION.to_owned(),
         runtime_api_version: "v1".to_owned(),
     })
 }
@@ -75,7 +77,7 @@ async fn network_ready(node: &Node) -> RuntimeCondition {
 /// for.
 fn handlers(node: &Node) -> Vec<RuntimeHandler> {
     let features = RuntimeHandlerFeatures {
-        recursive_read_only_mounts: node.facts.recursive_read_only,
+        recursive_read_only_mounts: node.settings.get().facts.recursive_read_only,
         user_namespaces: false,
     };
     let handler = |name: &str| RuntimeHandler { name: name.to_owned(), features: Some(features) };
@@ -83,8 +85,10 @@ fn handlers(node: &Node) -> Vec<RuntimeHandler> {
 }
 
 fn verbose(node: &Node) -> Result<BTreeMap<String, String>, Error> {
-    let config = serde_json::to_string(&node.config)
+    let config = serde_json::to_string(&node.settings.get().config)
         .map_err(|error| Error::internal("describe the configuration", error))?;
+    let images = serde_json::to_string(&ImagesStatus::of(&node.images))
+        .map_err(|error| Error::internal("describe the images", error))?;
     let runtime = serde_json::json!({
         "path": node.oci.path(),
         "version": node.oci.version,
@@ -93,6 +97,7 @@ fn verbose(node: &Node) -> Result<BTreeMap<String, String>, Error> {
     Ok(BTreeMap::from([
         ("config".to_owned(), config),
         ("ociRuntime".to_owned(), runtime.to_string()),
+        (ImagesStatus::KEY.to_owned(), images),
     ]))
 }
 

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::config::{
-    IdMapping, Resources, SeccompProfile, SelinuxOptions, SupplementalGroupsPolicy,
-};
+pub(crate) use crate::confinement::{NamespaceMode, NamespaceOptions, UserNamespace};
+use crate::confinement::{SeccompProfile, SelinuxOptions, SupplementalGroupsPolicy};
+use crate::container::config::Resources;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -74,37 +74,4 @@ pub(crate) struct SandboxSecurity {
     pub(crate) privileged: bool,
     pub(crate) seccomp: SeccompProfile,
     pub(crate) selinux: Option<SelinuxOptions>,
-}
-
-/// Which namespaces a pod or container has of its own (the CRI's `NamespaceOption`), reported
-/// exactly as it was asked: the kubelet recreates a pod whose answer differs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct NamespaceOptions {
-    pub(crate) network: NamespaceMode,
-    pub(crate) pid: NamespaceMode,
-    pub(crate) ipc: NamespaceMode,
-    /// The container whose PID namespace is joined; only with `NamespaceMode::Target`.
-    pub(crate) target_id: String,
-    pub(crate) user: Option<UserNamespace>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum NamespaceMode {
-    /// Shared by the containers of the pod.
-    #[default]
-    Pod,
-    Container,
-    /// The host's.
-    Node,
-    Target,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct UserNamespace {
-    pub(crate) mode: NamespaceMode,
-    pub(crate) uids: Vec<IdMapping>,
-    pub(crate) gids: Vec<IdMapping>,
 }

@@ -81,8 +81,9 @@ async fn intended_network(
     }
     let failed = |error| Error::internal(format!("attach pod {}", config.name), error);
     let network = node.cni.network().await.map_err(failed)?;
-    let attachment =
-        Attachment::new(network, id.clone(), node.paths.netns(id), config).map_err(failed)?;
+    // All that it refuses is the client's to mend.
+    let attachment = Attachment::new(network, id.clone(), node.paths.netns(id), config)
+        .map_err(|error| Error::invalid("config", error.to_string()))?;
     Ok(Some(Network { attachment, added: None }))
 }
 

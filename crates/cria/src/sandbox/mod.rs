@@ -8,6 +8,7 @@
 pub(crate) mod config;
 mod create;
 mod files;
+pub(crate) mod forward;
 mod init;
 pub(crate) mod namespaces;
 mod network;

@@ -10,8 +10,9 @@ use super::config::NamespaceMode;
 use super::namespaces::Kind;
 use super::state::State;
 use super::{Sandbox, files, namespaces};
+use crate::cni::Attachment;
 use crate::container::remove_tree;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::id::SandboxId;
 use crate::node::Node;
 use crate::retry;
@@ -21,6 +22,7 @@ const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Clears a sandbox away of which nothing is known but the id.
 pub(crate) async fn discard(node: &Arc<Node>, id: &SandboxId) -> Result<(), Error> {
+    detach_forgotten(node, id).await;
     let action = format!("clear pod sandbox {id} away");
     let (node, id) = (Arc::clone(node), id.clone());
     let cleared = spawn_blocking(move || {
@@ -36,6 +38,17 @@ pub(crate) async fn discard(node: &Arc<Node>, id: &SandboxId) -> Result<(), Erro
         .await
         .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
         .map_err(|error| Error::io(action, error))
+}
+
+/// CNI DEL as far as it can be told without the record: whether the sandbox was attached, and to
+/// this network, is unknown. So a plugin that refuses does not keep the rest.
+async fn detach_forgotten(node: &Node, id: &SandboxId) {
+    let Ok(network) = node.cni.network().await else { return };
+    let netns = Kind::Net.pin(&node.paths, id);
+    let attachment = Attachment::forgotten(network, id.clone(), netns);
+    if let Err(error) = node.cni.del(&attachment, None).await {
+        tracing::warn!(sandbox = %id, error = chain(&error), "CNI DEL without a record failed");
+    }
 }
 
 impl Sandbox {

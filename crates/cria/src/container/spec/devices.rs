@@ -35,7 +35,7 @@ pub(crate) fn look_up(devices: &[Device]) -> Result<Vec<HostDevice>, SpecError> 
         let access = access(&device.permissions)?;
         let container_path = absolute("container_path of a device", &device.container_path)?;
         let host_path = absolute("host_path of a device", &device.host_path)?;
-        let host_path = fs::canonicalize(host_path).map_err(SpecError::io("find a device"))?;
+        let host_path = resolve(host_path)?;
         let metadata = fs::metadata(&host_path).map_err(SpecError::io("find a device"))?;
         if metadata.is_dir() {
             let walk = Walk { root: &host_path, seen_as: container_path, access };
@@ -49,6 +49,16 @@ pub(crate) fn look_up(devices: &[Device]) -> Result<Vec<HostDevice>, SpecError> 
         }
     }
     Ok(found)
+}
+
+/// Another node may have what this one lacks.
+fn resolve(host_path: &Path) -> Result<PathBuf, SpecError> {
+    fs::canonicalize(host_path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            SpecError::not_here("a device", format!("there is no {}", host_path.display()))
+        }
+        _ => SpecError::io("find a device")(error),
+    })
 }
 
 /// All devices in the host's `/dev`, for a privileged container.

@@ -26,7 +26,7 @@ impl SpecError {
         Self::NotOnThisNode { what, reason: reason.into() }
     }
 
-    pub(super) fn image(reason: impl Into<String>) -> Self {
+    pub(crate) fn image(reason: impl Into<String>) -> Self {
         Self::Image { reason: reason.into() }
     }
 

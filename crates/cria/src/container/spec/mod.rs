@@ -24,7 +24,7 @@ pub(crate) mod seccomp;
 pub(crate) mod user;
 pub(crate) mod volumes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
@@ -61,6 +61,8 @@ pub(crate) struct SpecRequest<'a> {
     pub(crate) devices: &'a [HostDevice],
     /// As the OCI runtime takes it: a path, or `slice:prefix:name` for systemd.
     pub(crate) cgroups_path: &'a str,
+    /// What the OCI runtime is to tell systemd of the scope; empty with the other driver.
+    pub(crate) scope: &'a BTreeMap<String, String>,
     /// Already chosen; `None`: unconfined. A privileged container's is `None`.
     pub(crate) seccomp: Option<LinuxSeccomp>,
     pub(crate) node: &'a NodeFacts,
@@ -171,7 +173,8 @@ fn namespace(typ: LinuxNamespaceType, path: Option<&PathBuf>) -> LinuxNamespace 
     namespace
 }
 
-/// The request's, and those by which tools beneath the OCI runtime know a container of a pod.
+/// The request's, those of the scope, and those by which tools beneath the OCI runtime know a
+/// container of a pod.
 fn annotations(request: &SpecRequest<'_>) -> HashMap<String, String> {
     let sandbox = request.sandbox;
     let mut annotations: HashMap<_, _> = request.config.annotations.clone().into_iter().collect();
@@ -183,6 +186,7 @@ fn annotations(request: &SpecRequest<'_>) -> HashMap<String, String> {
         ("sandbox-namespace", &sandbox.namespace),
         ("sandbox-uid", &sandbox.uid),
     ];
+    annotations.extend(request.scope.clone());
     annotations
         .extend(own.map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value.to_owned())));
     annotations

@@ -37,10 +37,25 @@ pub(super) fn build(request: &SpecRequest<'_>) -> Result<Process, SpecError> {
     Ok(process)
 }
 
-/// An exec in a container: its process with another command line, and without a terminal.
-pub(crate) fn for_exec(container: &Process, command: Vec<String>) -> Process {
+/// Whether an exec gets a terminal of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Terminal {
+    New,
+    None,
+}
+
+/// An exec in a container: its process with another command line.
+pub(crate) fn for_exec(container: &Process, command: Vec<String>, terminal: Terminal) -> Process {
     let mut process = container.clone();
     process.set_args(Some(command)).set_terminal(None);
+    if terminal == Terminal::New {
+        process.set_terminal(Some(true));
+        let mut env = process.env().clone().unwrap_or_default();
+        if !env.iter().any(|entry| entry.starts_with("TERM=")) {
+            env.push("TERM=xterm".to_owned());
+        }
+        process.set_env(Some(env));
+    }
     process
 }
 
@@ -321,6 +336,19 @@ mod tests {
     }
 
     #[test]
+    fn an_exec_with_a_terminal_has_a_kind_of_terminal_of_its_own_or_the_containers() {
+        for (env, expected) in [("PATH=/bin", "xterm"), ("TERM=vt100", "vt100")] {
+            let mut container = Process::default();
+            container.set_env(Some(vec![env.to_owned()]));
+            let exec = for_exec(&container, list("sh"), Terminal::New);
+            assert_eq!(exec.terminal(), Some(true));
+            let env = exec.env().clone().unwrap();
+            let terms: Vec<_> = env.iter().filter_map(|it| it.strip_prefix("TERM=")).collect();
+            assert_eq!(terms, [expected]);
+        }
+    }
+
+    #[test]
     fn an_exec_is_the_containers_process_with_another_command() {
         let container = process(ConfigBuilder::default().cmd(list("c")), |parts| {
             parts.config.tty = true;
@@ -328,7 +356,7 @@ mod tests {
         });
         let container = container.unwrap();
         assert_eq!(container.terminal(), Some(true));
-        let mut exec = for_exec(&container, list("ls -l"));
+        let mut exec = for_exec(&container, list("ls -l"), Terminal::None);
         assert_eq!(*exec.args(), Some(list("ls -l")));
         assert_eq!(exec.terminal(), None);
         exec.set_args(container.args().clone()).set_terminal(Some(true));

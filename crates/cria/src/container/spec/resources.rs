@@ -30,7 +30,7 @@ pub(super) fn for_create(
 /// request does not say is absent.
 pub(crate) fn for_update(resources: &Resources, node: &NodeFacts) -> LinuxResources {
     let mut spec = LinuxResources::default();
-    spec.set_cpu(cpu(resources)).set_memory(memory(resources, node));
+    spec.set_cpu(cpu(resources, node)).set_memory(memory(resources, node));
     if node.cgroups.hugetlb && !resources.hugepage_limits.is_empty() {
         spec.set_hugepage_limits(Some(hugepages(&resources.hugepage_limits)));
     }
@@ -102,10 +102,14 @@ fn merge_hugepages(current: &[(String, u64)], update: &[(String, u64)]) -> Vec<(
     merged
 }
 
-fn cpu(resources: &Resources) -> Option<LinuxCpu> {
+fn cpu(resources: &Resources, node: &NodeFacts) -> Option<LinuxCpu> {
+    // crun 1.8 (Debian 12) writes "none" into v1's file as a huge number, which the kernel refuses.
+    // A new cgroup has none, and an update takes it away itself (`Hierarchy::lift_cpu_quota`).
+    let tells_none = node.cgroups.version == CgroupVersion::V2;
+    let quota = nonzero(resources.cpu_quota).filter(|&quota| quota > 0 || tells_none);
     let mut cpu = LinuxCpu::default();
     cpu.set_shares(positive(resources.cpu_shares))
-        .set_quota(nonzero(resources.cpu_quota))
+        .set_quota(quota)
         .set_period(positive(resources.cpu_period))
         .set_cpus(text(&resources.cpuset_cpus))
         .set_mems(text(&resources.cpuset_mems));
@@ -241,6 +245,18 @@ mod tests {
         assert_eq!(on(|node| node.cgroups.version = CgroupVersion::V1), without("", "unified"));
         assert_eq!(on(|node| node.cgroups.hugetlb = false), without("", "hugepageLimits"));
         assert_eq!(on(|node| node.cgroups.swap = false), without("/memory", "swap"));
+    }
+
+    #[test]
+    fn no_quota_is_told_where_oci_runtimes_can_write_it() {
+        let resources =
+            Resources { cpu_quota: -1, cpu_period: 100_000, cpu_shares: 2, ..Default::default() };
+        for (version, told) in [(CgroupVersion::V1, None), (CgroupVersion::V2, Some(-1))] {
+            let mut node = node();
+            node.cgroups.version = version;
+            let cpu = cpu(&resources, &node).expect("there are shares");
+            assert_eq!((cpu.quota(), cpu.period()), (told, Some(100_000)), "{version:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(super) struct Parts {
     pub(super) volumes: Vec<Volume>,
     pub(super) devices: Vec<HostDevice>,
     pub(super) cgroups_path: String,
+    pub(super) scope: BTreeMap<String, String>,
     pub(super) node: NodeFacts,
 }
 
@@ -69,6 +70,7 @@ impl Parts {
             volumes: Vec::new(),
             devices: Vec::new(),
             cgroups_path: "/kubepods/x".into(),
+            scope: BTreeMap::new(),
             node: node(),
         }
     }
@@ -87,6 +89,7 @@ impl Parts {
             volumes: &self.volumes,
             devices: &self.devices,
             cgroups_path: &self.cgroups_path,
+            scope: &self.scope,
             seccomp: None,
             node: &self.node,
         })
@@ -230,7 +233,9 @@ fn identifying_annotations_are_added_and_cannot_be_forged() {
     parts.config.annotations = BTreeMap::from([
         ("io.kubernetes.container.hash".into(), "h".into()),
         ("io.kubernetes.cri.sandbox-id".into(), "forged".into()),
+        ("org.systemd.property.KillSignal".into(), "int32 9".into()),
     ]);
+    parts.scope = BTreeMap::from([("org.systemd.property.KillSignal".into(), "int32 3".into())]);
     let annotations = parts.build().unwrap().annotations().clone().unwrap();
     for (key, value) in [
         ("io.kubernetes.container.hash", "h"),
@@ -240,6 +245,7 @@ fn identifying_annotations_are_added_and_cannot_be_forged() {
         ("io.kubernetes.cri.sandbox-name", "pod"),
         ("io.kubernetes.cri.sandbox-namespace", "default"),
         ("io.kubernetes.cri.sandbox-uid", "u1"),
+        ("org.systemd.property.KillSignal", "int32 3"),
     ] {
         assert_eq!(annotations.get(key).map(String::as_str), Some(value), "{key}");
     }

@@ -5,11 +5,12 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{FileType, Mode, OFlags, fstat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::SpecError;
+use crate::beneath;
 use crate::container::config::{SecurityContext, SupplementalGroupsPolicy};
 
 const PASSWD: &str = "etc/passwd";
@@ -214,7 +215,8 @@ fn group_entry(line: &str) -> Option<GroupEntry<'_>> {
 
 /// Symbolic links lead back into the image; not waiting on whatever is no file.
 fn read(root: &OwnedFd, path: &str, action: &'static str) -> Result<String, SpecError> {
-    let file = match open(root, path) {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match beneath::open(root, path, flags) {
         Ok(file) => file,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(error) => return Err(SpecError::io(action)(error.into())),
@@ -230,21 +232,6 @@ fn read(root: &OwnedFd, path: &str, action: &'static str) -> Result<String, Spec
         return Err(SpecError::image(format!("/{path} is larger than {MAX_BYTES} bytes")));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The kernel answers EAGAIN if anything on the node is renamed while it resolves a `..`.
-fn open(root: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
-    const TRIES: usize = 100;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let mut opened = Err(Errno::AGAIN);
-    for _ in 0..TRIES {
-        opened = openat2(root, path, flags, Mode::empty(), resolve);
-        if !matches!(opened, Err(Errno::AGAIN)) {
-            break;
-        }
-    }
-    opened
 }
 
 #[cfg(test)]

@@ -99,15 +99,34 @@ fn check(
         destination: destination(&mount.container_path)?,
         source: source(mount, images)?,
         access: access(mount, node)?,
-        propagation: mount.propagation,
-        options: mount.mount_options.clone(),
+        // Nothing is ever mounted in an image.
+        propagation: match mount.image {
+            Some(_) => Propagation::Private,
+            None => mount.propagation,
+        },
+        options: options(mount),
     })
+}
+
+/// Programs of an image that is mounted as data get no rights by their files, nor are its device nodes
+/// any. (A bind mount of the OCI runtime's does not take this over from what it binds.)
+fn options(mount: &Mount) -> Vec<String> {
+    let mut options = mount.mount_options.clone();
+    if mount.image.is_some() {
+        options.extend(["nosuid", "nodev"].map(str::to_owned));
+    }
+    options
 }
 
 fn source(mount: &Mount, images: &BTreeMap<String, PathBuf>) -> Result<PathBuf, SpecError> {
     if mount.image.is_some() {
+        if !mount.host_path.is_empty() {
+            let reason = "an image is to be mounted instead";
+            return Err(SpecError::invalid("host_path of a mount", reason));
+        }
         let mounted = images.get(&mount.container_path).cloned();
-        return mounted.ok_or_else(|| SpecError::invalid("image of a mount", "it is not mounted"));
+        let reason = "the image is mounted nowhere";
+        return mounted.ok_or_else(|| SpecError::invalid("image of a mount", reason));
     }
     let path = Path::new(&mount.host_path);
     if path.is_absolute() {
@@ -245,12 +264,16 @@ mod tests {
         let request = Mount {
             container_path: "/models".into(),
             image: Some(ImageRequest::default()),
+            propagation: Propagation::HostToContainer,
             ..Default::default()
         };
         let images = BTreeMap::from([("/models".to_owned(), PathBuf::from("/mnt/image"))]);
         let volume = check(&request, &images, &node()).unwrap();
         assert_eq!(volume.source, Path::new("/mnt/image"));
-        assert_eq!(volume.access, Access::ReadOnly);
+        assert_eq!((volume.access, volume.propagation), (Access::ReadOnly, Propagation::Private));
+        assert_eq!(volume.options, ["nosuid", "nodev"]);
+        let both = Mount { host_path: "/host".into(), ..request.clone() };
+        assert!(matches!(check(&both, &images, &node()), Err(SpecError::Invalid { .. })));
         assert!(check_one(&request).is_err());
     }
 

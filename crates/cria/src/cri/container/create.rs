@@ -6,9 +6,10 @@ use cria_proto::{CreateContainerRequest, CreateContainerResponse};
 
 use super::super::span::record;
 use super::super::{convert, sandbox};
-use crate::container::config::ContainerConfig;
+use crate::container::config::{ContainerConfig, ImageRequest, Mount};
+use crate::container::spec::SpecError;
 use crate::container::state::State as ContainerState;
-use crate::container::{self, Container, Creation, PidNamespaceFile};
+use crate::container::{self, Container, Creation, ImageVolume, PidNamespaceFile};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::node::Node;
@@ -47,10 +48,18 @@ async fn create(
     check_ready(&sandbox)?;
     let asked = &config.image.image;
     let missing = || Error::NotFound { kind: "image", id: asked.clone() };
-    let image = node.images.find(asked)?.ok_or_else(missing)?;
-    let lease = node.images.lease(&image.id)?;
-    let pid_namespace = pid_namespace(&node, &sandbox, &config, target.as_deref())?;
-    let creation = Creation { sandbox: Arc::clone(&sandbox), config, image, lease, pid_namespace };
+    let image = node.images.find_intact(asked).await?.ok_or_else(missing)?;
+    // Whoever pulled it, and whatever held then: this namespace's policy decides, as it is now.
+    node.images.check_use(&image, config.image.written(), &sandbox.config.namespace)?;
+    let creation = Creation {
+        sandbox: Arc::clone(&sandbox),
+        pid_namespace: pid_namespace(&node, &sandbox, &config, target.as_deref())?,
+        image_config: image.config.clone().ok_or_else(|| artifact(asked))?,
+        lease: node.images.lease(&image.id)?,
+        image_volumes: image_volumes(&node, &config, &sandbox.config.namespace).await?,
+        image,
+        config,
+    };
     let container = container::create(Arc::clone(&node), creation).await?;
     // A sandbox that was stopped meanwhile did not see this container.
     if let Err(error) = check_ready(&sandbox) {
@@ -58,6 +67,45 @@ async fn create(
         return Err(error);
     }
     Ok(container)
+}
+
+/// It has neither a root file system nor a command; as a volume it is served.
+fn artifact(image: &str) -> Error {
+    Error::from(SpecError::image(format!("{image} is an artifact, which no container can run")))
+}
+
+/// The images that are to be volumes: the kubelet has pulled them before.
+async fn image_volumes(
+    node: &Node,
+    config: &ContainerConfig,
+    namespace: &str,
+) -> Result<Vec<ImageVolume>, Error> {
+    let mut volumes = Vec::new();
+    for mount in &config.mounts {
+        let Some(asked) = &mount.image else { continue };
+        let volume = find_volume(node, mount, asked, namespace).await;
+        volumes.push(volume.map_err(|error| Error::image_volume(&asked.image, error))?);
+    }
+    Ok(volumes)
+}
+
+async fn find_volume(
+    node: &Node,
+    mount: &Mount,
+    asked: &ImageRequest,
+    namespace: &str,
+) -> Result<ImageVolume, Error> {
+    let name = &asked.image;
+    let missing = || Error::NotFound { kind: "image", id: name.clone() };
+    let image = node.images.find_intact(name).await?.ok_or_else(missing)?;
+    node.images.check_use(&image, asked.written(), namespace)?;
+    Ok(ImageVolume {
+        name: name.clone(),
+        container_path: mount.container_path.clone(),
+        sub_path: mount.image_sub_path.clone(),
+        reference: asked.reference_among(&image.digests),
+        lease: node.images.lease(&image.id)?,
+    })
 }
 
 fn check_ready(sandbox: &Sandbox) -> Result<(), Error> {

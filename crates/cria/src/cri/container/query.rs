@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cria_proto as proto;
 use cria_proto::{
     Container as Item, ContainerFilter, ContainerResources, ContainerState, ContainerStatus,
     ContainerStatusRequest, ContainerStatusResponse, ContainerUser, ImageSpec, LinuxContainerUser,
@@ -11,6 +12,7 @@ use cria_proto::{
 
 use super::super::{Items, convert, stream_list};
 use super::metadata;
+use crate::container::config::Mount;
 use crate::container::state::{Exited, State};
 use crate::container::{Container, Record};
 use crate::daemon::Daemon;
@@ -103,7 +105,7 @@ fn status(container: &Container, record: Record) -> ContainerStatus {
         message,
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.iter().map(convert::mount_asked).collect(),
+        mounts: config.mounts.iter().map(|asked| mount(asked, &record)).collect(),
         log_path: log_path.unwrap_or_default(),
         resources: Some(ContainerResources {
             linux: Some(convert::resources_held(&record.resources)),
@@ -113,6 +115,17 @@ fn status(container: &Container, record: Record) -> ContainerStatus {
         user: user.map(|linux| ContainerUser { linux: Some(linux) }),
         stop_signal: convert::signal(record.stop_signal).into(),
     }
+}
+
+/// As it was asked for, an image with what it is now: the kubelet keeps it by the one, and tells
+/// people the other.
+fn mount(asked: &Mount, record: &Record) -> proto::Mount {
+    let mut mount = convert::mount_asked(asked);
+    let volume = record.image_volumes.get(&asked.container_path);
+    if let (Some(image), Some(volume)) = (&mut mount.image, volume) {
+        image.image_ref.clone_from(&volume.reference);
+    }
+    mount
 }
 
 fn image(record: &Record) -> ImageSpec {

@@ -353,8 +353,7 @@ fn check_update(runtime: &str) {
     parts.config.command = vec!["/bin/sh".into()];
     let update = crate::container::config::Resources {
         memory_limit_bytes: 96 << 20,
-        // crun 1.8 writes "unlimited" as an unsigned number to a cgroup v1.
-        cpu_quota: if runtime == "crun" { 70_000 } else { -1 },
+        cpu_quota: 70_000,
         cpuset_cpus: "0".into(),
         unified: BTreeMap::from([("memory.high".into(), "1".into())]),
         ..Default::default()

@@ -1,0 +1,153 @@
+//! Registries, credentials, certificates (also the streaming server's), policies and their keys are read
+//! again when their files change, as by SIGHUP: whoever writes them is seldom whoever may signal cria.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cria_images::Trust;
+use futures_util::StreamExt;
+use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
+use tracing::warn;
+
+use crate::config::Config;
+use crate::daemon::Daemon;
+use crate::reload;
+
+/// Who changes one file changes several: what comes within this time is one change.
+const SETTLE: Duration = Duration::from_millis(300);
+/// The wait before watching again after that failed.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// Reads the files again whenever they change, for ever.
+pub(crate) async fn reload_on_change(daemon: Arc<Daemon>) {
+    loop {
+        let Err(error) = follow(&daemon).await;
+        warn!(%error, "cannot watch the files of registries and certificates; SIGHUP reloads them");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn follow(daemon: &Daemon) -> io::Result<Infallible> {
+    let mut watch = Watch::begin(daemon, &daemon.node.images.trust())?;
+    loop {
+        while !watch.next().await? {}
+        while let Ok(changed) = tokio::time::timeout(SETTLE, watch.next()).await {
+            changed?;
+        }
+        // Anew, for the change may have been a directory's coming or going; and before the files
+        // are read, so that no change falls between; again, if a policy names other keys now.
+        loop {
+            let trust = daemon.node.images.trust();
+            watch = Watch::begin(daemon, &trust)?;
+            reload::files_alone(daemon).await;
+            if daemon.node.images.trust().key_files() == trust.key_files() {
+                break;
+            }
+        }
+    }
+}
+
+/// Files are replaced by rename, so it is their directories that are watched.
+struct Watch {
+    changes: EventStream<[u8; 4096]>,
+    /// Where only some names matter.
+    names: HashMap<WatchDescriptor, Vec<OsString>>,
+}
+
+impl Watch {
+    fn begin(daemon: &Daemon, trust: &Trust) -> io::Result<Self> {
+        let inotify = Inotify::init()?;
+        let mask = WatchMask::CLOSE_WRITE
+            | WatchMask::CREATE
+            | WatchMask::DELETE
+            | WatchMask::MOVE
+            | WatchMask::ATTRIB
+            | WatchMask::ONLYDIR;
+        let mut names = HashMap::<_, Vec<_>>::new();
+        for (directory, name) in watched(&daemon.node.settings.get().config, trust) {
+            match inotify.watches().add(&directory, mask) {
+                Ok(watch) => names.entry(watch).or_default().extend(name),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self { changes: inotify.into_event_stream([0; 4096])?, names })
+    }
+
+    /// Waits for something to happen, and tells whether it matters.
+    async fn next(&mut self) -> io::Result<bool> {
+        let event = self.changes.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+        let names = self.names.get(&event.wd);
+        Ok(match (names, event.name) {
+            // How volumes of ConfigMaps and Secrets are replaced.
+            (Some(names), Some(name)) if !names.is_empty() => {
+                name == "..data" || names.contains(&name)
+            }
+            _ => true,
+        })
+    }
+}
+
+/// The directories in which a change may matter; with a name, the change of that name alone.
+fn watched(config: &Config, trust: &Trust) -> Vec<(PathBuf, Option<OsString>)> {
+    let (images, streaming) = (&config.images, &config.streaming);
+    let mut drop_ins = images.registries_conf.as_os_str().to_owned();
+    drop_ins.push(".d");
+    let drop_ins = PathBuf::from(drop_ins);
+    let (policies, places) = (&*images.namespace_policies_dir, &*images.registries_d);
+    let files = [
+        Some(&*images.registries_conf),
+        images.auth_file.as_deref(),
+        Some(&*images.policy_file),
+        // Directories, which may come and go.
+        Some(&*drop_ins),
+        Some(policies),
+        Some(places),
+        streaming.tls_cert_file.as_deref(),
+        streaming.tls_key_file.as_deref(),
+    ];
+    let files = files.into_iter().flatten().chain(images.certs_dirs.iter().map(|folder| &**folder));
+    let files = files.chain(trust.key_files().iter().map(PathBuf::as_path));
+    let mut watched: Vec<_> = files.filter_map(within).collect();
+    watched.extend([policies, places].map(|directory| (directory.to_owned(), None)));
+    watched.push((drop_ins, None));
+    for certificates in &images.certs_dirs {
+        watched.push((certificates.to_path_buf(), None));
+        let hosts = fs_err::read_dir(certificates.to_path_buf()).into_iter().flatten();
+        let hosts = hosts.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+        watched.extend(hosts.map(|host| (host, None)));
+    }
+    watched
+}
+
+/// The directory in which `path` comes and goes, and by what name: where its own is missing, that of
+/// the nearest which is there.
+fn within(path: &Path) -> Option<(PathBuf, Option<OsString>)> {
+    let place = path.ancestors().find(|place| place.parent().is_some_and(Path::is_dir))?;
+    Some((place.parent()?.to_owned(), place.file_name().map(OsStr::to_owned)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_awaited_in_the_nearest_directory_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::create_dir(folder.path().join("etc")).unwrap();
+        for (path, place, name) in [
+            ("etc/policy.json", "etc", "policy.json"),
+            ("etc/containers/certs.d", "etc", "containers"),
+            ("var/lib/kubelet/config.json", "", "var"),
+        ] {
+            let place = folder.path().join(place);
+            let found = within(&folder.path().join(path)).unwrap();
+            assert_eq!(found, (place, Some(name.into())), "{path}");
+        }
+    }
+}
