@@ -146,6 +146,8 @@ blocking! { runtime:
     update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
     status(StatusRequest) -> StatusResponse;
     checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
+    checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
+    restore_pod(RestorePodRequest) -> RestorePodResponse;
     list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
     list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
     runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse;
@@ -157,6 +159,8 @@ collecting! { runtime:
     stream_containers(StreamContainersRequest) -> StreamContainersResponse;
     stream_container_stats(StreamContainerStatsRequest) -> StreamContainerStatsResponse;
     stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse;
+    stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse;
+    get_container_events(GetEventsRequest) -> ContainerEventResponse;
 }
 
 blocking! { image:
@@ -297,7 +301,8 @@ impl Container {
     #[track_caller]
     pub fn written(&self, stream: &str) -> String {
         let mut text = String::new();
-        for line in self.log().lines() {
+        // Not `lines`, which would take a carriage return away that the container wrote.
+        for line in self.log().split_terminator('\n') {
             let mut fields = line.splitn(4, ' ').skip(1);
             let (name, tag) = (fields.next(), fields.next());
             if name != Some(stream) {

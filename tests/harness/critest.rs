@@ -21,6 +21,7 @@ const PROGRESS: Duration = Duration::from_secs(30);
 pub struct Critest {
     socket: PathBuf,
     folder: TempDir,
+    options: Vec<&'static str>,
 }
 
 /// Which specs are run, by parts of their whole names.
@@ -50,7 +51,14 @@ impl Critest {
     pub fn new(socket: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("cria-critest-").tempdir();
         let folder = folder.expect("the temporary folder is writable");
-        Self { socket: socket.to_owned(), folder }
+        Self { socket: socket.to_owned(), folder, options: vec![] }
+    }
+
+    /// With flags of critest's own.
+    #[must_use]
+    pub fn with(mut self, options: &[&'static str]) -> Self {
+        self.options.extend(options);
+        self
     }
 
     /// Runs `specs`, `at_once` of them side by side (those that cannot be are run alone), and
@@ -97,6 +105,7 @@ impl Critest {
             .arg(format!("--runtime-endpoint={endpoint}"))
             .arg(format!("--image-endpoint={endpoint}"))
             .args(["--config=/dev/null", "--ginkgo.no-color", "--ginkgo.json-report=report.json"])
+            .args(&self.options)
             .current_dir(self.folder.path())
             .env("TMPDIR", self.folder.path())
             .env("PATH", path_with_tools());

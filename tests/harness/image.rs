@@ -35,7 +35,7 @@ pub struct Packed {
     pub blobs: Vec<Vec<u8>>,
     pub manifest: Vec<u8>,
     pub media_type: String,
-    /// The image's id: the digest of its configuration.
+    /// The image's id: the digest of its configuration, or of an artifact's manifest.
     pub id: String,
     pub layers: Vec<PackedLayer>,
 }

@@ -5,8 +5,10 @@
 
 #![expect(clippy::print_stderr, reason = "a failed test shows the logs of what it ran")]
 
+pub mod artifact;
 pub mod blocking;
 pub mod busybox;
+pub mod certificate;
 pub mod containerd;
 pub mod cri;
 pub mod critest;
@@ -15,16 +17,22 @@ pub mod daemon;
 pub mod image;
 pub mod layer;
 pub mod leftovers;
+pub mod limits;
 pub mod network;
 pub mod node;
 pub mod place;
 pub mod random;
 pub mod registry;
+pub mod remote;
 pub mod scene;
 pub mod scripts;
+pub mod signing;
+pub mod spdy;
 pub mod tools;
 pub mod wait;
+pub mod websocket;
 
+pub use artifact::Artifact;
 pub use containerd::Containerd;
 pub use cri::{Cri, Pod};
 pub use image::{Format, Image, Index};

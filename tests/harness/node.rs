@@ -25,6 +25,9 @@ const ENDED: Duration = Duration::from_secs(30);
 /// What the image store keeps when all pods are gone.
 const IMAGES: [&str; 2] = ["images", "layers"];
 
+/// The policy for images in the node's folder.
+const POLICY: &str = "policy.json";
+
 /// The scripted OCI runtime in the node's folder.
 const OCI_RUNTIME: &str = "oci-runtime";
 
@@ -44,10 +47,14 @@ pub struct Setup {
     variables: Vec<(OsString, OsString)>,
     config: String,
     registries: String,
+    /// Files of trust by their place in the node's folder.
+    trust: Vec<(&'static str, String)>,
     /// cria's `--log-level`; debug unless given.
     log_level: Option<&'static str>,
     oci_runtime: Option<String>,
     root_size: Option<&'static str>,
+    own_hierarchy: Option<&'static str>,
+    shell: Option<&'static str>,
 }
 
 impl Node {
@@ -97,6 +104,11 @@ impl Node {
 
     pub fn pid(&self) -> u32 {
         self.daemon.pid()
+    }
+
+    /// The root directory with the mounts that the daemon sees.
+    pub fn view(&self) -> PathBuf {
+        format!("/proc/{}/root", self.pid()).into()
     }
 
     /// What the daemon has said, over all its starts.
@@ -201,6 +213,18 @@ impl Node {
         calls.lines().map(str::to_owned).collect()
     }
 
+    /// Replaces the policy for images, of one namespace or of the node, as configuration is: written
+    /// aside, and renamed.
+    pub fn replace_policy(&self, namespace: Option<&str>, text: &str) {
+        let folder = self.place.folder();
+        let path = match namespace {
+            Some(namespace) => folder.join(format!("policies/{namespace}.json")),
+            None => folder.join(POLICY),
+        };
+        fs_err::write(folder.join("aside"), text).expect("own folder");
+        fs_err::rename(folder.join("aside"), path).expect("own folder");
+    }
+
     /// Makes an empty file in the node's folder: what scripts wait for or look at.
     pub fn flag(&self, name: &str) -> PathBuf {
         let path = self.place.folder().join(name);
@@ -215,7 +239,16 @@ impl Node {
     /// The command that starts this node's daemon, for tests that look at a start that fails.
     pub fn command(&self) -> Command {
         let folder = self.place.folder();
-        let mut command = self.place.command_in_cgroup(&binary("cria"));
+        let program = binary("cria");
+        let mut command = match (self.setup.own_hierarchy, self.setup.shell) {
+            (Some(controller), _) => self.place.command_with_hierarchy(controller, &program),
+            (None, None) => self.place.command_in_cgroup(&program),
+            (None, Some(shell)) => {
+                let mut command = self.place.command_in_cgroup(Path::new("sh"));
+                command.args(["-euc", &format!("{shell}\nexec \"$@\""), "sh"]).arg(program);
+                command
+            }
+        };
         command
             .args(["--config".as_ref(), folder.join("cria.toml").as_os_str()])
             .args(["--config-dir".as_ref(), folder.join("cria.toml.d").as_os_str()])
@@ -272,6 +305,20 @@ impl Setup {
         self
     }
 
+    /// The policy for images; without it there is none.
+    #[must_use]
+    pub fn policy(mut self, text: &str) -> Self {
+        self.trust.push((POLICY, text.to_owned()));
+        self
+    }
+
+    /// Where signatures are.
+    #[must_use]
+    pub fn signatures(mut self, text: &str) -> Self {
+        self.trust.push(("registries.d/tests.yaml", text.to_owned()));
+        self
+    }
+
     /// The OCI runtime is a script: see [`scripts::oci_runtime`].
     #[must_use]
     pub fn oci_runtime(mut self, body: &str) -> Self {
@@ -286,10 +333,26 @@ impl Setup {
         self
     }
 
+    /// The daemon has the cgroup v1 hierarchy of this controller mounted, which the machine has
+    /// not; on cgroup v2 it is there anyway. See [`Node::view`].
+    #[must_use]
+    pub fn own_hierarchy(mut self, controller: &'static str) -> Self {
+        let cgroup2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        self.own_hierarchy = (!cgroup2).then_some(controller);
+        self
+    }
+
     /// What the daemon logs, where the log's own cost matters.
     #[must_use]
     pub fn log_level(mut self, level: &'static str) -> Self {
         self.log_level = Some(level);
+        self
+    }
+
+    /// What a shell does before it becomes the daemon, whose command line is `$@`.
+    #[must_use]
+    pub fn shell(mut self, script: &'static str) -> Self {
+        self.shell = Some(script);
         self
     }
 
@@ -326,18 +389,33 @@ impl Setup {
     pub fn prepare(self) -> Node {
         let place = Place::take();
         let folder = place.folder();
-        for name in ["root", "run", "netns", "logs", "cria.toml.d", "cni-bin"] {
+        for name in
+            ["root", "run", "netns", "logs", "cria.toml.d", "cni-bin", "policies", "registries.d"]
+        {
             place.make(name);
         }
         network::configure(&place);
         if let Some(body) = &self.oci_runtime {
             scripts::write(&folder.join(OCI_RUNTIME), &scripts::oci_runtime(folder, body));
         }
+        // As a node has /run: nothing on it can be executed, nor be a device.
+        mount_tmpfs(&folder.join("run"), MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "mode=755");
         if let Some(size) = self.root_size {
-            mount_tmpfs(&folder.join("root"), size);
+            let options = format!("size={size},mode=755");
+            mount_tmpfs(&folder.join("root"), MsFlags::empty(), &options);
         }
         fs_err::write(folder.join("cria.toml"), &self.config).expect("own folder");
         fs_err::write(folder.join("registries.conf"), &self.registries).expect("own folder");
+        // What the machine itself trusts is nothing to the tests.
+        let trust = format!(
+            "[images]\npolicy-file = \"{0}/{POLICY}\"\n\
+             namespace-policies-dir = \"{0}/policies\"\nregistries-d = \"{0}/registries.d\"\n",
+            folder.display()
+        );
+        fs_err::write(folder.join("cria.toml.d/00-trust.toml"), trust).expect("own folder");
+        for (path, text) in &self.trust {
+            fs_err::write(folder.join(path), text).expect("own folder");
+        }
         Node {
             daemon: Daemon::new("cria", folder.join("cria.log")),
             cri: Cri::connect(&folder.join("cria.sock")),
@@ -360,6 +438,9 @@ impl Drop for Node {
         }
         self.daemon.kill9();
         let left = leftovers::remove(&self.place);
+        if let Some(controller) = self.setup.own_hierarchy {
+            self.place.clear_hierarchy(controller);
+        }
         assert!(left.is_empty() || thread::panicking(), "cannot be removed: {left:#?}");
     }
 }
@@ -377,10 +458,9 @@ pub fn files_named_after(folder: &Path, id: &str) -> Vec<PathBuf> {
     found.into_iter().collect()
 }
 
-fn mount_tmpfs(target: &Path, size: &str) {
-    let options = format!("size={size},mode=755");
+fn mount_tmpfs(target: &Path, flags: MsFlags, options: &str) {
     let kind = Some("tmpfs");
-    mount(kind, target, kind, MsFlags::empty(), Some(options.as_str())).expect("tests run as root");
+    mount(kind, target, kind, flags, Some(options)).expect("tests run as root");
 }
 
 fn collect(folder: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) {

@@ -4,17 +4,35 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use cria_proto::PodSandboxConfig;
 use tempfile::TempDir;
 
 use crate::cri::pod_config;
+use crate::wait::{until, within};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Puts the shell into the cgroups up to `--`, then becomes the command after it.
 const ENTER_CGROUPS: &str =
     r#"while [ "$1" != -- ]; do echo $$ > "$1"; shift; done; shift; exec "$@""#;
+
+/// Mounts the cgroup v1 hierarchy of the controller `$1` beside the others, by way of the folder
+/// `$2`, then becomes the command. The folder that all hierarchies lie in is replaced: an empty one
+/// among them would be a hierarchy to every OCI runtime on the machine.
+const MOUNT_HIERARCHY: &str = r#"all=/sys/fs/cgroup
+mount --rbind "$all" "$2"
+mount -t tmpfs -o mode=755 tmpfs "$all"
+for old in "$2"/*; do
+    mkdir "$all/${old##*/}"
+    mount --bind "$old" "$all/${old##*/}"
+done
+umount --recursive --lazy "$2"
+mkdir "$all/$1"
+mount -t cgroup -o "$1" cgroup "$all/$1"
+shift 2
+exec "$@""#;
 
 /// One of these is locked by each node for as long as it lives.
 const LOCKS: &str = "/run/lock/cria-tests";
@@ -81,6 +99,42 @@ impl Place {
         command
     }
 
+    /// The same, where the daemon sees a cgroup v1 hierarchy that the machine has not mounted. What
+    /// it mounts is seen by nobody else.
+    pub fn command_with_hierarchy(&self, controller: &str, program: &Path) -> Command {
+        let mut command = self.command_in_cgroup(Path::new("unshare"));
+        self.mount_hierarchy(&mut command, controller);
+        command.arg(program);
+        command
+    }
+
+    /// Removes what such a daemon left in its hierarchy, and gives the controller back.
+    pub fn clear_hierarchy(&self, controller: &str) {
+        // A hierarchy ends a moment after its last mount, but not while the kernel still clears a
+        // cgroup away: then it takes another mount, and its end.
+        until(&format!("{controller} is free"), Duration::from_secs(60), || {
+            self.clear_mounted_hierarchy(controller);
+            within(Duration::from_secs(2), || is_free(controller).then_some(()))
+        });
+    }
+
+    fn clear_mounted_hierarchy(&self, controller: &str) {
+        let own = format!("{CGROUPS}/{controller}{}", self.cgroup());
+        let mut command = Command::new("unshare");
+        self.mount_hierarchy(&mut command, controller);
+        let remove = r#"[ ! -d "$1" ] || find "$1" -depth -type d -exec rmdir {} +"#;
+        command.args(["sh", "-euc", remove, "sh", &own]);
+        let status = command.status().expect("util-linux is installed");
+        assert!(status.success(), "{own} cannot be removed");
+    }
+
+    /// The arguments of `unshare` up to the command.
+    fn mount_hierarchy(&self, unshare: &mut Command, controller: &str) {
+        unshare.args(["--mount", "--propagation", "private"]);
+        unshare.args(["sh", "-euc", MOUNT_HIERARCHY, "sh", controller]);
+        unshare.arg(self.make("hierarchies"));
+    }
+
     /// The `cgroup.procs` of the daemon's cgroup in each hierarchy.
     fn daemon_cgroups(&self) -> Vec<PathBuf> {
         let name = format!("{}/daemon", self.cgroup().trim_start_matches('/'));
@@ -113,6 +167,12 @@ pub(crate) fn hierarchies() -> Vec<PathBuf> {
     let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let folders = folders.map(|entry| entry.path());
     folders.filter(|path| path.join("cgroup.procs").exists()).collect()
+}
+
+/// Whether no cgroup v1 hierarchy has `controller` (cgroups(7), /proc/cgroups).
+fn is_free(controller: &str) -> bool {
+    let controllers = fs_err::read_to_string("/proc/cgroups").expect("cgroups(7)");
+    controllers.lines().any(|line| line.starts_with(&format!("{controller}\t0\t")))
 }
 
 fn free_number() -> (u8, File) {

@@ -9,6 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use reqwest::{Client, RequestBuilder, StatusCode, Url};
 use tempfile::TempDir;
 
+use crate::artifact::Artifact;
 use crate::blocking::block_on;
 use crate::daemon::Daemon;
 use crate::image::{Image, Index, Packed};
@@ -112,6 +113,12 @@ impl Registry {
         self.push_packed(repository, &packed, tag)
     }
 
+    /// Pushes `artifact` as `repository:tag`.
+    pub fn push_artifact(&self, name: &str, artifact: &Artifact) -> Pushed {
+        let (repository, tag) = split(name);
+        self.push_packed(repository, &artifact.pack(), tag)
+    }
+
     /// Pushes all images of `index` by digest, and the index as `repository:tag`.
     pub fn push_index(&self, name: &str, index: &Index) -> Pushed {
         let (repository, tag) = split(name);
@@ -134,10 +141,15 @@ impl Registry {
         self.pushed(repository, tag, &packed.manifest, packed.id.clone())
     }
 
+    /// What it holds, which another one may serve, too.
+    pub fn storage(&self) -> std::path::PathBuf {
+        self.folder.path().join("storage")
+    }
+
     /// Where the registry keeps the blob with this digest, for tests that spoil it.
     pub fn blob_file(&self, digest: &str) -> std::path::PathBuf {
         let hash = digest.trim_start_matches("sha256:");
-        let blobs = self.folder.path().join("storage/docker/registry/v2/blobs/sha256");
+        let blobs = self.storage().join("docker/registry/v2/blobs/sha256");
         blobs.join(&hash[..2]).join(hash).join("data")
     }
 
