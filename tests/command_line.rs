@@ -1,8 +1,10 @@
 //! The daemon as a program: its configuration, its neighbours, its other commands.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::{Command, Output};
 
-use harness::scene::{OBEDIENT, SOON, push_busybox};
+use harness::scene::{OBEDIENT, SOON, Scene, push_busybox};
 use harness::{Node, Registry, tools, until};
 
 fn run(command: &mut Command) -> Output {
@@ -75,6 +77,41 @@ fn an_unknown_key_is_a_warning_that_names_the_nearest() {
 }
 
 #[test]
+fn a_log_for_machines_is_one_object_a_line() {
+    let registry = Registry::start();
+    let mut node =
+        Node::setup().registry(&registry).argument("--log-format").argument("json").start();
+    node.terminate();
+    let log = node.log();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    let serving = lines.iter().find(|line| line["message"] == "serving").expect("it serves");
+    assert_eq!((&serving["level"], &serving["sandboxes"]), (&"INFO".into(), &0.into()));
+    assert!(serving["timestamp"].is_string(), "{serving}");
+}
+
+#[test]
+fn a_crun_that_does_not_work_is_passed_over_and_the_log_says_why() {
+    let folder = tempfile::tempdir().expect("the temporary folder is writable");
+    let crun = "#!/bin/sh\n[ \"$1\" = --version ] && echo crun version 0\n\
+                echo 'no luck today' >&2; exit 1\n";
+    harness::scripts::write(&folder.path().join("crun"), crun);
+    let path = std::env::var("PATH").expect("there is one");
+    let registry = Registry::start();
+    let node = Node::setup()
+        .registry(&registry)
+        .variable("PATH", format!("{}:{path}", folder.path().display()))
+        .start();
+    let log = node.log();
+    let line = log.lines().find(|line| line.contains("node is prepared")).expect("it is said");
+    for part in ["/runc", "it works; ", "/crun does not work here", "no luck today"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
+#[test]
 fn sigterm_ends_the_daemon_and_no_container() {
     let registry = Registry::start();
     let image = push_busybox(&registry, "busybox:1");
@@ -121,21 +158,41 @@ fn cria_config_prints_what_is_in_effect() {
 }
 
 #[test]
-fn cria_check_says_what_the_node_has_and_whether_pods_can_run() {
+fn cria_check_says_in_words_what_the_node_has() {
     let node = Node::setup().prepare();
-    let output = run(command_of(&mut node.command(), "check"));
-    let text = said(&output);
-    assert!(output.status.success(), "pods run on this machine: {text}");
-    for word in ["overlay", "cgroup", "runc", "CNI"] {
+    let text = said(&run(command_of(&mut node.command(), "check")));
+    for word in ["overlay", "cgroup", "runc", "CNI", "kubelet"] {
         assert!(text.contains(word), "{word}: {text}");
     }
-    fs_err::remove_dir_all(node.cni_conf_dir()).expect("own folder");
-    let output = run(command_of(&mut node.command(), "check"));
-    assert!(
-        said(&output).contains(&node.cni_conf_dir().display().to_string()),
-        "{}",
-        said(&output)
-    );
+}
+
+#[test]
+fn cria_status_asks_the_running_daemon_and_fails_without_one() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "busybox:1");
+    let mut node = Node::start(&registry);
+    node.cri().pull(&image.reference);
+    let output = run(command_of(&mut node.command(), "status"));
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    for line in ["RuntimeReady    yes", "pulls           1 succeeded, 0 failed", "1 layers fetched"]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let output = run(command_of(&mut node.command(), "status").arg("--json"));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    assert_eq!(told["images"]["counts"]["succeeded"], 1);
+    assert_eq!(told["images"]["pulls"], serde_json::json!([]));
+    // `crictl info` shows the same.
+    let asked = node.cri().status(cria_proto::StatusRequest { verbose: true });
+    let info = asked.expect("it is answered").info;
+    let images: serde_json::Value = serde_json::from_str(&info["images"]).expect("it is JSON");
+    assert_eq!(images["counts"], told["images"]["counts"]);
+
+    node.terminate();
+    let output = run(command_of(&mut node.command(), "status"));
+    assert!(!output.status.success());
+    assert!(said(&output).contains("no answer from"), "{}", said(&output));
 }
 
 #[test]
@@ -160,4 +217,27 @@ fn a_daemon_whose_monitor_is_missing_does_not_start() {
 /// The node's command with `subcommand` in the place where the daemon's flags begin.
 fn command_of<'a>(command: &'a mut Command, subcommand: &str) -> &'a mut Command {
     command.arg(subcommand)
+}
+
+#[test]
+fn counters_are_served_where_the_configuration_says_and_nowhere_else() {
+    // An address of loopback that is this test's alone.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let address = format!("127.77.{high}.{low}:9091");
+    let config = format!("[metrics]\nlisten = \"{address}\"\n");
+    let scene = Scene::with(|setup| setup.config(&config));
+    scene.host("counted");
+    let ask = |path: &str| {
+        let mut stream = TcpStream::connect(&address).expect("it listens");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers and closes");
+        answer
+    };
+    let answer = ask("/metrics");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    for line in ["cria_pod_sandboxes 1", "cria_image_pulls_total{result=\"succeeded\"} 1"] {
+        assert!(answer.lines().any(|found| found == line), "{line} in {answer}");
+    }
+    assert!(ask("/").starts_with("HTTP/1.1 404 "));
 }

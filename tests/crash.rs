@@ -10,6 +10,7 @@ use harness::scene::{OBEDIENT, SOON, Scene};
 use harness::{until, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tonic::Code;
 
 /// Counts up, one line every few milliseconds.
 const COUNTER: &str =
@@ -247,26 +248,51 @@ fn live(cri: &harness::Cri, config: PodSandboxConfig, container: ContainerConfig
     pod.remove().ok()
 }
 
-/// What is listed has a status, and no exit code but the program's own or the one of a kill.
+/// What is listed has a status until its removal is through, and no exit code but the program's own
+/// or the one of a kill.
 fn assert_listed_truly(scene: &Scene) {
     let cri = scene.cri();
-    for pod in
-        cri.list_pod_sandbox(ListPodSandboxRequest::default()).expect("pods are listed").items
-    {
+    for pod in listed_pods(cri) {
         let request =
             PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), ..Default::default() };
-        let status = cri.pod_sandbox_status(request).expect("what is listed has a status").status;
-        assert_eq!(status.expect("a status").state, pod.state);
+        let Some(answer) = unless_removed(cri.pod_sandbox_status(request)) else {
+            // The removal that the kill interrupted has been continued meanwhile.
+            assert!(listed_pods(cri).iter().all(|other| other.id != pod.id), "{}", pod.id);
+            continue;
+        };
+        assert_eq!(answer.status.expect("a status").state, pod.state);
     }
-    let containers = cri.list_containers(ListContainersRequest::default());
-    for container in containers.expect("containers are listed").containers {
-        let container = Container { cri: cri.clone(), id: container.id };
-        let status = container.status();
+    for container in listed_containers(cri) {
+        let request =
+            ContainerStatusRequest { container_id: container.id.clone(), ..Default::default() };
+        let Some(answer) = unless_removed(cri.container_status(request)) else {
+            let still = listed_containers(cri);
+            assert!(still.iter().all(|other| other.id != container.id), "{}", container.id);
+            continue;
+        };
+        let status = answer.status.expect("a status");
         if status.state() == ContainerState::ContainerExited && status.started_at > 0 {
             // 137 and 143: the stop came first. 128: the start was undone.
             assert!([9, 128, 137, 143].contains(&status.exit_code), "{status:?}");
         }
     }
+}
+
+fn unless_removed<T>(answer: harness::cri::Answer<T>) -> Option<T> {
+    match answer {
+        Ok(answer) => Some(answer),
+        Err(status) if status.code() == Code::NotFound => None,
+        Err(status) => panic!("what is listed has a status: {status}"),
+    }
+}
+
+fn listed_pods(cri: &harness::Cri) -> Vec<PodSandbox> {
+    cri.list_pod_sandbox(ListPodSandboxRequest::default()).expect("pods are listed").items
+}
+
+fn listed_containers(cri: &harness::Cri) -> Vec<cria_proto::Container> {
+    let containers = cri.list_containers(ListContainersRequest::default());
+    containers.expect("containers are listed").containers
 }
 
 /// Kills every monitor of the node, and waits until they are gone.

@@ -140,3 +140,28 @@ fn many_commands_at_once_each_get_their_own_output() {
         }
     });
 }
+
+#[test]
+fn a_command_ends_with_its_monitor_and_the_caller_is_told_at_once() {
+    let scene = Scene::new();
+    let container = scene.obedient(&scene.host("forsaken"), "forsaken");
+    thread::scope(|scope| {
+        let endless = request(&container, "echo > /tmp/runs; exec sleep 87654", 1000);
+        let call = scope.spawn(|| scene.cri().exec_sync(endless));
+        until("it runs", SOON, || {
+            let there = container.exec(&["test", "-e", "/tmp/runs"]).ok()?;
+            (there.exit_code == 0).then_some(())
+        });
+        for pid in harness::node::monitors(scene.place()) {
+            let pid = nix::unistd::Pid::from_raw(pid.try_into().expect("pids fit"));
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it runs");
+        }
+        refused(call.join().expect("no panic"), Code::Internal);
+    });
+    until("it ends", SOON, || {
+        let script = "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; echo; done";
+        let seen = container.exec(&["sh", "-c", script]).ok()?.stdout;
+        (!seen.contains("sleep 87654")).then_some(())
+    });
+    assert_eq!(container.exec(&["true"]).expect("the next monitor serves").exit_code, 0);
+}

@@ -5,6 +5,7 @@ use harness::busybox::busybox;
 use harness::cri::{container_config, image_spec};
 use harness::registry::{ALICE, BOB, Pushed};
 use harness::scene::{SOON, Scene, push_busybox, refused};
+use harness::wait::until;
 use harness::{Compression, Format, Image, Index, Layer, Node, Registry};
 use tonic::Code;
 
@@ -49,9 +50,30 @@ fn an_image_has_one_id_everywhere() {
     let two = pod.run(scene.script("two", "sleep 1000")).status();
     assert_eq!(two.image.expect("it has one").image, reference, "a tag where nothing was written");
 
+    let other = push_busybox(&scene.registry, "another/name:2");
+    scene.cri().pull(&other.reference);
+    for (name, of) in [("three", &scene.busybox), ("four", &other)] {
+        let mut config = scene.script(name, "sleep 1000");
+        config.image.get_or_insert_default().user_specified_image.clone_from(&of.reference);
+        assert_eq!(pod.run(config).status().image_ref, of.by_digest, "of the asked repository");
+    }
+
     let listed = scene.cri().list_containers(ListContainersRequest::default());
     for container in listed.expect("containers are listed").containers {
         assert_eq!(container.image_id, id);
+    }
+}
+
+#[test]
+fn an_image_without_a_tag_is_told_as_it_was_asked_for() {
+    let scene = Scene::new();
+    remove(&scene.node, &scene.busybox.id);
+    scene.cri().pull(&scene.busybox.by_digest);
+    let pod = scene.host("tagless");
+    for (name, asked) in [("digest", &scene.busybox.by_digest), ("id", &scene.busybox.id)] {
+        let status = pod.run(container_config(name, asked, &["true"])).status();
+        assert_eq!(status.image.expect("it has one").image, *asked);
+        assert_eq!(status.image_ref, scene.busybox.by_digest);
     }
 }
 
@@ -67,24 +89,73 @@ fn removing_by_any_name_removes_all_names() {
     let scene = Scene::new();
     let second = push_busybox(&scene.registry, "other/name:2");
     scene.cri().pull(&second.reference);
-    let image = status(&scene.node, &scene.busybox.id).expect("it is there");
-    assert_eq!(image.repo_tags.len(), 2);
-    remove(&scene.node, &second.by_digest);
-    for name in [&scene.busybox.reference, &second.reference, &scene.busybox.id] {
-        assert_eq!(status(&scene.node, name), None, "{name}");
+    for by in [&second.by_digest, &second.reference, &second.id] {
+        scene.cri().pull(&scene.busybox.reference);
+        scene.cri().pull(&second.reference);
+        let image = status(&scene.node, &scene.busybox.id).expect("it is there");
+        assert_eq!(image.repo_tags.len(), 2);
+        remove(&scene.node, by);
+        for name in [&scene.busybox.reference, &second.reference, &scene.busybox.id] {
+            assert_eq!(status(&scene.node, name), None, "{name} after the removal by {by}");
+        }
     }
 }
 
 #[test]
-fn an_image_in_use_is_not_taken_from_its_container() {
+fn pinned_images_are_those_that_the_configuration_names() {
+    let registry = Registry::start();
+    let [base, tool, other] = ["base/one:1", "a/tool:2", "other:1"].map(|name| {
+        let image = Image::new().layer(Layer::new().file("name", 0o644, name));
+        registry.push(name, &image)
+    });
+    let address = registry.address();
+    let config = format!("[images]\npinned = [\"{address}/base/*\", \"{}\"]\n", tool.reference);
+    let node = Node::setup().registry(&registry).config(&config).start();
+    for (image, pinned) in [(&base, true), (&tool, true), (&other, false)] {
+        node.cri().pull(&image.reference);
+        assert_eq!(status(&node, &image.id).expect("it is there").pinned, pinned, "{image:?}");
+    }
+}
+
+#[test]
+fn an_image_is_pulled_for_a_runtime_handler_that_there_is() {
     let scene = Scene::new();
+    let pull_for = |handler: &str| {
+        let image = ImageSpec {
+            runtime_handler: handler.to_owned(),
+            ..image_spec(&scene.busybox.reference)
+        };
+        scene.cri().pull_image(PullImageRequest { image: Some(image), ..Default::default() })
+    };
+    let handlers = scene.cri().status(StatusRequest::default()).expect("it is answered");
+    for handler in handlers.runtime_handlers {
+        let pulled = pull_for(&handler.name).expect("all handlers share the images");
+        assert_eq!(pulled.image_ref, scene.busybox.id, "{}", handler.name);
+    }
+    let message = refused(pull_for("no-such-handler"), Code::InvalidArgument);
+    assert!(message.contains("no-such-handler"), "{message}");
+}
+
+#[test]
+fn an_image_in_use_is_not_removed_by_any_of_its_names_until_its_last_container_has_gone() {
+    let scene = Scene::new();
+    let Pushed { reference, by_digest, id, .. } = scene.busybox.clone();
     let container = scene.obedient(&scene.host("uses"), "uses");
-    let request = RemoveImageRequest { image: Some(image_spec(&scene.busybox.id)) };
-    // Whether it is refused or only its names go: the container's files stay.
-    let _ = scene.cri().remove_image(request);
+    let assert_refused = |name: &str, why: &str| {
+        let request = RemoveImageRequest { image: Some(image_spec(name)) };
+        let message = refused(scene.cri().remove_image(request), Code::FailedPrecondition);
+        assert!(message.contains(name) && message.contains(&container.id), "{why}: {message}");
+        assert!(status(&scene.node, &id).is_some(), "{why}");
+    };
+    for name in [&reference, &by_digest, &id] {
+        assert_refused(name, "it runs");
+    }
     assert_eq!(container.exec(&["ls", "/bin/busybox"]).expect("exec runs").exit_code, 0);
     container.stop(SOON).expect("it stops");
+    assert_refused(&id, "it has ended, and is still listed");
     container.remove().expect("it is removed");
+    remove(&scene.node, &reference);
+    assert_eq!(status(&scene.node, &id), None);
 }
 
 #[test]
@@ -155,6 +226,8 @@ fn a_private_image_is_open_only_to_who_may_see_it_also_when_it_is_held() {
     assert_eq!(status(&node, &image.reference), None);
     assert_eq!(pull_as(&node, &image.reference, Some(ALICE)).expect("she may"), image.id);
 
+    // The registry writes down what it has answered a moment later, but one after the other.
+    assert_eq!(pull_as(&node, &image.reference, Some(ALICE)).expect("she may"), image.id);
     let blobs = || registry.requests().iter().filter(|r| r.contains("/blobs/")).count();
     let fetched = blobs();
     for name in [&image.reference, &image.by_digest] {
@@ -200,6 +273,38 @@ fn a_blocked_registry_is_not_asked() {
     let message = refused(pull_as(&node, &image.reference, None), Code::FailedPrecondition);
     assert!(message.contains("blocked"), "{message}");
     assert_eq!(registry.requests().len(), asked);
+}
+
+#[test]
+fn changed_registries_are_read_again_and_a_mistake_leaves_what_stands() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "moved:1");
+    let node = Node::setup().start();
+    let folder = node.place().folder();
+    let write = |name: &str, text: &str| {
+        // As configuration is replaced: written aside, and renamed.
+        fs_err::write(folder.join("aside"), text).expect("own folder");
+        fs_err::rename(folder.join("aside"), folder.join(name)).expect("own folder");
+    };
+    let moved = "example.test/moved:1";
+    let text = format!(
+        "[[registry]]\nprefix = \"example.test\"\nlocation = \"{}\"\ninsecure = true\n",
+        registry.address()
+    );
+    write("registries.conf", &text);
+    until("the new rule counts", SOON, || pull_as(&node, moved, None).ok());
+
+    write("registries.conf", "[[registry]]\nlocation = 1\n");
+    until("the mistake is logged", SOON, || {
+        let log = fs_err::read_to_string(folder.join("cria.log")).expect("the node's log");
+        log.contains("registries and credentials stay as they are").then_some(())
+    });
+    assert_eq!(pull_as(&node, moved, None).expect("by the rule that stands"), image.id);
+
+    fs_err::create_dir(folder.join("registries.conf.d")).expect("own folder");
+    write("registries.conf", &text);
+    write("registries.conf.d/50.conf", "[[registry]]\nprefix = \"example.test\"\nblocked = true\n");
+    until("the drop-in counts", SOON, || pull_as(&node, moved, None).err());
 }
 
 #[test]

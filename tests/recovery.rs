@@ -10,7 +10,7 @@ use harness::cri::Container;
 use harness::leftovers::processes_of;
 use harness::node::{files_named_after, monitors};
 use harness::scene::{OBEDIENT, SOON, Scene, refused};
-use harness::scripts::CNI_RESULT;
+use harness::scripts::{self, CNI_RESULT};
 use harness::until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -85,6 +85,42 @@ fn a_record_that_is_damaged_newer_or_missing_is_told_and_the_rest_is_listed() {
     // The name is free, whatever became of the one that had it.
     let again = scene.run_pod(missing.config.clone());
     assert_ne!(again.id, missing.id);
+}
+
+#[test]
+fn a_pod_whose_record_is_damaged_keeps_its_network_while_it_is_in_use_and_is_detached_then() {
+    let mut scene = Scene::new();
+    scene.cni_script(&format!("[ $CNI_COMMAND = DEL ] && exit\n{CNI_RESULT}"));
+    // Of the version that has GC, whose list of what is in use is to name this pod.
+    let plugin = scene.place().folder().join("cni-bin/scripted");
+    let script = fs_err::read_to_string(&plugin).expect("own folder").replace(
+        "cat > /dev/null\n",
+        "cat > $NODE/input\n[ $CNI_COMMAND = GC ] && mv $NODE/input $NODE/gc\n",
+    );
+    scripts::write(&plugin, &script);
+    let list = scene.cni_conf_dir().join("05-scripted.conflist");
+    let network = fs_err::read_to_string(&list).expect("own folder").replace("1.0.0", "1.1.0");
+    fs_err::write(&list, network).expect("own folder");
+    let pod = scene.run_pod(scene.pod("damaged"));
+    let container = scene.obedient(&pod, "lives");
+    scene.kill9();
+    fs_err::write(record(&scene, &pod.id), "{ \"half").expect("own folder");
+
+    scene.resume();
+    let gc = fs_err::read_to_string(scene.place().folder().join("gc")).expect("GC has been made");
+    assert!(gc.contains(&pod.id), "{gc}");
+    until("it is said what becomes of it", SOON, || {
+        let of_it = |line: &str| line.contains("ERROR") && line.contains(&pod.id);
+        scene.log().lines().any(of_it).then_some(())
+    });
+    let detached = format!("DEL {}", pod.id);
+    assert!(!scene.cni_calls().contains(&detached), "{:?}", scene.cni_calls());
+    assert_eq!(container.exec(&["true"]).expect("exec runs").exit_code, 0);
+
+    container.remove().expect("it is removed");
+    scene.restart();
+    until("CNI DEL has been made", SOON, || scene.cni_calls().contains(&detached).then_some(()));
+    scene.assert_nothing_is_left_soon();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What is tried, by subject. A case puts its own pods up and looks at them.
 
+pub(crate) mod image_volumes;
 pub(crate) mod life;
 pub(crate) mod logs;
 pub(crate) mod network;
@@ -9,6 +10,7 @@ pub(crate) mod resources;
 pub(crate) mod security;
 pub(crate) mod standing;
 pub(crate) mod stats;
+pub(crate) mod streams;
 pub(crate) mod volumes;
 
 use std::env;
@@ -59,10 +61,12 @@ pub(crate) fn single_pods() -> Vec<Case> {
         life::CASES,
         probes::CASES,
         volumes::CASES,
+        image_volumes::CASES,
         security::CASES,
         resources::CASES,
         logs::CASES,
         pulls::CASES,
+        streams::CASES,
     ]
     .into_iter()
     .flatten()

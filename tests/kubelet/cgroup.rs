@@ -98,10 +98,14 @@ pub(crate) fn of_pods(site: &Site) -> Vec<PathBuf> {
         collect(&hierarchy.path().join(site.cgroup.trim_start_matches('/')), &mut found);
     }
     collect(&Path::new(ROOT).join(site.cgroup.trim_start_matches('/')), &mut found);
-    found.retain(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pod"))
-    });
+    found.retain(|path| path.file_name().is_some_and(|name| is_pod(&name.to_string_lossy())));
     found
+}
+
+/// Whether a cgroup is a pod's: `podUID`, or with systemd `kubepods-burstable-podUID.slice`.
+fn is_pod(name: &str) -> bool {
+    name.starts_with("pod")
+        || name.starts_with("kubepods-") && name.contains("-pod") && name.ends_with(".slice")
 }
 
 /// The cgroups of a pod and below, in the one hierarchy that counts processes.
@@ -111,7 +115,11 @@ fn pod_groups(site: &Site, pod: &Value) -> Vec<PathBuf> {
     let root = if v1.is_dir() { v1 } else { PathBuf::from(ROOT) };
     let mut found = vec![];
     collect(&root.join(site.cgroup.trim_start_matches('/')), &mut found);
-    found.retain(|path| !uid.is_empty() && path.to_string_lossy().contains(&format!("/pod{uid}")));
+    let names = [format!("/pod{uid}"), format!("-pod{}.slice", uid.replace('-', "_"))];
+    found.retain(|path| {
+        let path = path.to_string_lossy();
+        !uid.is_empty() && names.iter().any(|name| path.contains(name))
+    });
     found
 }
 

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use harness::busybox::{busybox, busybox_layer};
 use harness::registry::{ALICE, Pushed};
-use harness::{Layer, Registry};
+use harness::{Artifact, Image, Layer, Registry};
 use serde_json::{Value, json};
 
 use crate::process::free_port;
@@ -32,6 +32,12 @@ pub(crate) struct Images {
     pub(crate) used: String,
     /// Used by a pod that goes, and by none at all.
     pub(crate) unused: [String; 2],
+    /// Two layers, for volumes: `top` and `folder/bottom`.
+    pub(crate) volume: String,
+    /// An artifact: `deep/model` and `readme`.
+    pub(crate) artifact: String,
+    /// Nothing but a volume of one pod, all the time.
+    pub(crate) used_as_volume: String,
     /// In the registry that asks for a password.
     pub(crate) private: String,
     /// Of a registry that nobody runs.
@@ -49,7 +55,7 @@ impl Images {
             registry.push(&format!("{name}:1"), &image).reference
         };
         let of_user = |name: &str, user: &str| {
-            let image = harness::Image::new().layer(busybox_layer()).user(user);
+            let image = Image::new().layer(busybox_layer()).user(user);
             registry.push(&format!("{name}:1"), &image).reference
         };
         Self {
@@ -63,6 +69,9 @@ impl Images {
             always: marked("always"),
             used: marked("used"),
             unused: [marked("used-once"), marked("used-never")],
+            volume: registry.push("volume:1", &two_layers()).reference,
+            artifact: registry.push_artifact("artifact:1", &model()).reference,
+            used_as_volume: marked("used-as-volume"),
             private: private
                 .push("secret:1", &busybox().layer(Layer::new().file("mark", 0o644, "secret")))
                 .reference,
@@ -70,6 +79,15 @@ impl Images {
             missing: registry.reference("missing:1"),
         }
     }
+}
+
+fn two_layers() -> Image {
+    let bottom = Layer::new().dir("folder", 0o755).file("folder/bottom", 0o644, "bottom\n");
+    Image::new().layer(bottom).layer(Layer::new().file("top", 0o644, "top\n"))
+}
+
+fn model() -> Artifact {
+    Artifact::new().file("deep/model", "weights\n").file("readme", "read me\n")
 }
 
 /// The `config.json` that gives the kubelet the password of `private`.

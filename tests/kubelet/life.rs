@@ -213,7 +213,7 @@ fn graceful_deletion(site: &Site) -> Result<()> {
     let script = "trap 'sleep 1; echo the last line; exit 0' TERM; echo up; \
                   while :; do sleep 0.1; done";
     let spec =
-        json!({ "terminationGracePeriodSeconds": 60, "containers": [site.sh("main", script)] });
+        json!({ "terminationGracePeriodSeconds": 300, "containers": [site.sh("main", script)] });
     site.apply("graceful", spec);
     let pod = site.ready("graceful")?;
     site.await_log("graceful", "main", "up\n")?;
@@ -223,7 +223,8 @@ fn graceful_deletion(site: &Site) -> Result<()> {
     site.remove("graceful");
     site.await_gone(&pod)?;
     let took = begun.elapsed();
-    ensure!(took < Duration::from_secs(45), "gone only after {took:?}");
+    // Much less than its grace: it went by itself.
+    ensure!(took < Duration::from_secs(200), "gone only after {took:?}");
     let mut written = String::new();
     log.read_to_string(&mut written)?;
     ensure!(written.ends_with(" stdout F the last line\n"), "{written}");

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 /// Static pods are called after themselves and their node.
 pub(crate) const NODE_NAME: &str = "node";
 
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(120);
 const ENDED: Duration = Duration::from_secs(60);
 
 /// Logs above this are rotated, at the next of the kubelet's looks at them.
@@ -80,6 +80,11 @@ impl Files {
         self.folder.join("pods")
     }
 
+    /// The kubelet's own certificate, with its authority's behind it.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.folder.join("pki/kubelet.crt")
+    }
+
     fn plugins(&self) -> PathBuf {
         self.folder.join("plugins")
     }
@@ -87,10 +92,10 @@ impl Files {
 
 impl Kubelet {
     /// A kubelet that does not run yet, on the runtime behind `socket`. Its pods' cgroups are
-    /// `cgroup`/kubepods.
-    pub(crate) fn new(files: Files, socket: &Path, cgroup: &str) -> Self {
+    /// beneath `cgroup`, made by `driver`.
+    pub(crate) fn new(files: Files, socket: &Path, cgroup: &str, driver: &str) -> Self {
         let port = free_port();
-        let config = configuration(&files, socket, cgroup, port);
+        let config = configuration(&files, socket, (cgroup, driver), port);
         fs_err::write(files.folder.join("config.yaml"), config.to_string()).expect("own folder");
         // The kubelet signs its certificate itself.
         let client = Client::builder().tls_danger_accept_invalid_certs(true).build();
@@ -169,6 +174,11 @@ impl Api {
         Ok(serde_json::from_value(list["items"].take()).unwrap_or_default())
     }
 
+    /// Where it is: scheme, host and port.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     pub(crate) fn json(&self, path: &str) -> Result<Value> {
         let text = self.text(path)?;
         serde_json::from_str(&text).with_context(|| format!("{path}: {text}"))
@@ -206,7 +216,7 @@ impl Stats {
     }
 }
 
-fn configuration(files: &Files, socket: &Path, cgroup: &str, port: u16) -> Value {
+fn configuration(files: &Files, socket: &Path, (cgroup, driver): (&str, &str), port: u16) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -219,7 +229,7 @@ fn configuration(files: &Files, socket: &Path, cgroup: &str, port: u16) -> Value
         "healthzPort": 0,
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
-        "cgroupDriver": "cgroupfs",
+        "cgroupDriver": driver,
         "cgroupRoot": cgroup,
         "failCgroupV1": false,
         "failSwapOn": false,

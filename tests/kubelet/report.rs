@@ -66,17 +66,21 @@ impl Report {
         }
     }
 
-    /// Shows the table; whether everything passed.
-    pub(crate) fn finish(&self) -> bool {
+    /// Shows the table. Returns what failed, and why.
+    pub(crate) fn finish(&self) -> Vec<String> {
         let state = self.state();
         println!("\n{:<64} {:>6}  result", "what was tried", "s");
         for Row { name, result, took } in &state.rows {
             println!("{name:<64} {:>6.1}  {}", took.as_secs_f64(), result.word());
         }
-        let failed = state.rows.iter().filter(|row| matches!(row.result, Outcome::Failed(_)));
-        let failed = failed.count();
-        println!("{} tried, {failed} failed, in {} s", state.rows.len(), self.clock().trim());
-        failed == 0
+        let failed: Vec<_> = state.rows.iter().filter_map(Row::failure).collect();
+        println!(
+            "{} tried, {} failed, in {} s",
+            state.rows.len(),
+            failed.len(),
+            self.clock().trim()
+        );
+        failed
     }
 
     fn note(&self, row: Row) {
@@ -101,6 +105,15 @@ impl Report {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Row {
+    fn failure(&self) -> Option<String> {
+        match &self.result {
+            Outcome::Failed(why) => Some(format!("{}: {why}", self.name)),
+            Outcome::Passed | Outcome::NotAsked => None,
+        }
     }
 }
 

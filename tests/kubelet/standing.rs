@@ -11,10 +11,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cria_proto::{ImageStatusRequest, ListImagesRequest};
 use flate2::read::GzDecoder;
 use harness::cri::image_spec;
-use harness::wait::within;
+use harness::wait::{after, within};
 use serde_json::json;
 
 use super::{Case, case};
+use crate::images::Images;
 use crate::site::{LIMIT, Site, read, with};
 
 pub(crate) const CASES: &[Case] = &[
@@ -52,6 +53,13 @@ pub(crate) fn apply(site: &Site) -> Result<()> {
     let of = |image: &str| json!({ "containers": [with(site.sh("main", "sleep 10000"), json!({ "image": image }))] });
     site.apply("uses-image", of(&site.images.used));
     site.apply("used-image-once", of(&site.images.unused[0]));
+    let list = json!({ "volumeMounts": [{ "name": "image", "mountPath": "/image" }] });
+    let image = json!({ "reference": site.images.used_as_volume, "pullPolicy": "IfNotPresent" });
+    let spec = json!({
+        "volumes": [{ "name": "image", "image": image }],
+        "containers": [with(site.sh("main", "sleep 10000"), list)],
+    });
+    site.apply("uses-image-volume", spec);
     site.cri.pull(&site.images.unused[1]);
     Ok(())
 }
@@ -78,15 +86,18 @@ fn image_collection(site: &Site) -> Result<()> {
         anyhow::Ok(site.cri.image_status(request)?.image.is_some())
     };
     let gone = within(COLLECTION, || {
-        within(Duration::from_secs(1), || None::<()>);
+        after(Duration::from_secs(1));
         let left: Result<Vec<bool>> = site.images.unused.iter().map(is_there).collect();
         left.ok()?.iter().all(|there| !there).then_some(())
     });
     gone.with_context(|| format!("there still: {:?}", tags(site)))?;
-    for image in [&site.images.used, &site.images.busybox, &site.images.private] {
+    let Images { used, used_as_volume, busybox, private, .. } = &site.images;
+    for image in [used, used_as_volume, busybox, private] {
         ensure!(is_there(image)?, "{image} is used and gone");
     }
-    site.ready("uses-image").map(drop)
+    site.ready("uses-image")?;
+    ensure!(site.exec("uses-image-volume", "main", "cat /image/mark")? == "used-as-volume");
+    Ok(())
 }
 
 fn tags(site: &Site) -> Vec<String> {
@@ -121,7 +132,7 @@ fn rotation(site: &Site) -> Result<()> {
         Ok(lines) => Some(lines),
         Err(error) => {
             last = error;
-            within(Duration::from_secs(1), || None::<()>)?;
+            after(Duration::from_secs(1));
             None
         }
     });

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::wait::within;
+use harness::wait::{after, within};
 
 use super::resources::pod_summary;
 use super::{Case, case, ours};
@@ -53,7 +53,8 @@ fn agree(check: impl Fn() -> Result<()>) -> Result<()> {
         Ok(()) => Some(()),
         Err(error) => {
             last = error;
-            within(Duration::from_secs(1), || None::<()>)
+            after(Duration::from_secs(1));
+            None
         }
     });
     good.with_context(|| format!("{last:#}"))
