@@ -55,6 +55,8 @@ pub(crate) enum Measurement {
     Rate,
     /// ExecSync of `true`, one at a time and 8 at a time.
     Exec,
+    /// Exec and port-forward over SPDY: how fast, how soon, and what an idle session costs.
+    Streams,
     /// Stats and lists with 30 pods.
     Queries,
     /// Memory with 30 pods.
@@ -63,6 +65,6 @@ pub(crate) enum Measurement {
     Restart,
     /// 64 MiB of lines through a container's log.
     Log,
-    /// The pull of an image of 6 layers, 200 MB.
+    /// Pulls of six images: large layers, one, many, some of them held, many files.
     Pull,
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use harness::busybox::busybox;
 use harness::image::Packed;
-use harness::layer::digest;
+use harness::layer::{Compression, digest};
 use harness::{Image, Layer, Registry, tools};
 
 use crate::arguments::Measurement;
@@ -17,6 +17,8 @@ pub(crate) const LINE: usize = 101;
 pub(crate) const LINES: &str = "/lines";
 
 const LAYERS: usize = 6;
+const SMALL_LAYERS: usize = 40;
+const SMALL_FILES: usize = 10_000;
 
 /// References in the registry that the bench started.
 pub(crate) struct Images {
@@ -24,9 +26,63 @@ pub(crate) struct Images {
     /// busybox, and a file of numbered lines.
     pub(crate) lines: String,
     pub(crate) line_count: usize,
-    /// The large one.
-    pub(crate) pull: String,
-    pub(crate) pull_bytes: usize,
+    pub(crate) pulls: Vec<Pulled>,
+}
+
+/// An image whose pull is measured.
+pub(crate) struct Pulled {
+    pub(crate) shape: Shape,
+    pub(crate) reference: String,
+    /// Of its layers, compressed.
+    pub(crate) bytes: usize,
+    /// Where the registry has its first layer.
+    pub(crate) first_layer: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Shape {
+    /// Six large layers.
+    Gzip,
+    Zstd,
+    /// All in one.
+    Single,
+    Small,
+    /// One layer of its own, five of the first image's.
+    Shared,
+    Files,
+}
+
+impl Shape {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Gzip, Self::Zstd, Self::Single, Self::Small, Self::Shared, Self::Files];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Single => "single",
+            Self::Small => "small",
+            Self::Shared => "shared",
+            Self::Files => "files",
+        }
+    }
+
+    fn image(self, plan: &Plan) -> Image {
+        let bytes = plan.layer_bytes;
+        let large = |numbers: &mut dyn Iterator<Item = usize>| {
+            numbers.map(|number| layer(number, bytes)).fold(Image::new(), Image::layer)
+        };
+        match self {
+            Self::Gzip => large(&mut (0..LAYERS)),
+            Self::Zstd => large(&mut (0..LAYERS)).compression(Compression::Zstd),
+            Self::Single => Image::new().layer(layer(0, bytes * LAYERS)),
+            Self::Small => (0..SMALL_LAYERS)
+                .map(|number| layer(number, bytes / SMALL_LAYERS))
+                .fold(Image::new(), Image::layer),
+            Self::Shared => large(&mut (0..LAYERS - 1).chain([LAYERS])),
+            Self::Files => Image::new().layer(small_files()),
+        }
+    }
 }
 
 impl Images {
@@ -37,18 +93,21 @@ impl Images {
             let lines = Layer::new().file(&LINES[1..], 0o644, lines(line_count));
             registry.push("bench/lines:1", &busybox().layer(lines));
         }
-        let mut pull_bytes = 0;
-        if plan.asks_for(Measurement::Pull) {
-            let large = large(plan);
-            registry.push_packed("bench/pull", &large, "1");
-            pull_bytes = large.layers.iter().map(|layer| layer.size).sum();
-        }
+        let shapes = if plan.asks_for(Measurement::Pull) { &Shape::ALL[..] } else { &[] };
+        let pulls = shapes.iter().map(|shape| {
+            let packed = packed(*shape, plan);
+            let repository = format!("bench/{}", shape.name());
+            registry.push_packed(&repository, &packed, "1");
+            let reference = registry.reference(&format!("{repository}:1"));
+            let bytes = packed.layers.iter().map(|layer| layer.size).sum();
+            let first_layer = registry.blob_file(&packed.layers[0].digest);
+            Pulled { shape: *shape, reference, bytes, first_layer }
+        });
         Self {
+            pulls: pulls.collect(),
             busybox: registry.push("bench/busybox:1", &busybox()).reference,
             lines: registry.reference("bench/lines:1"),
             line_count,
-            pull: registry.reference("bench/pull:1"),
-            pull_bytes,
         }
     }
 }
@@ -63,16 +122,26 @@ fn lines(count: usize) -> Vec<u8> {
 }
 
 /// Made once and kept: half a minute of compression says nothing about a runtime.
-fn large(plan: &Plan) -> Packed {
-    let kept = cache().join(format!("pull-{}", plan.layer_bytes));
+fn packed(shape: Shape, plan: &Plan) -> Packed {
+    let kept = cache().join(format!("pull-{}-{}", shape.name(), plan.layer_bytes));
     if let Some(packed) = load(&kept) {
         return packed;
     }
-    plan.progress("making the image to pull, once");
-    let layers = (0..LAYERS).map(|number| layer(number, plan.layer_bytes));
-    let packed = layers.fold(Image::new(), Image::layer).pack();
+    plan.progress(&format!("making the image to pull ({}), once", shape.name()));
+    let packed = shape.image(plan).pack();
     store(&kept, &packed);
     packed
+}
+
+fn small_files() -> Layer {
+    let mut noise = Noise(1);
+    (0..SMALL_FILES).fold(Layer::new(), |layer, number| {
+        let layer = match number % 100 {
+            0 => layer.dir(&format!("{}/", number / 100), 0o755),
+            _ => layer,
+        };
+        layer.file(&format!("{}/{number}", number / 100), 0o644, noise.bytes(1024))
+    })
 }
 
 /// A layer of many small and some large files, of which gzip takes off a third, as of programs.

@@ -15,6 +15,7 @@ mod cgroup;
 mod images;
 mod measure;
 mod plan;
+mod process;
 mod report;
 mod sample;
 mod subject;

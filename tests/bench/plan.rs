@@ -12,11 +12,17 @@ pub(crate) struct Plan {
     pub(crate) samples: usize,
     /// Samples of what takes seconds.
     pub(crate) rounds: usize,
-    /// Pods that are up while queries, memory and restart are measured.
+    /// Pods that are up while queries and memory are measured.
     pub(crate) pods: usize,
+    /// And while the restart is: no fewer.
+    pub(crate) restart_pods: usize,
     /// Pods of one round of the rate.
     pub(crate) burst: usize,
     pub(crate) log_bytes: usize,
+    /// Through one streaming session.
+    pub(crate) stream_bytes: usize,
+    /// Sessions that are open at once.
+    pub(crate) sessions: usize,
     pub(crate) layer_bytes: usize,
 }
 
@@ -34,8 +40,11 @@ impl Plan {
                 samples: 3,
                 rounds: 1,
                 pods: 8,
+                restart_pods: 8,
                 burst: 8,
                 log_bytes: 4 * mebi,
+                stream_bytes: 16 * mebi,
+                sessions: 20,
                 layer_bytes: 4 * mebi,
             };
         }
@@ -44,8 +53,11 @@ impl Plan {
             samples: 30,
             rounds: 5,
             pods: 30,
+            restart_pods: 50,
             burst: 40,
             log_bytes: 64 * mebi,
+            stream_bytes: 256 * mebi,
+            sessions: 200,
             layer_bytes: 54 * mebi,
         }
     }

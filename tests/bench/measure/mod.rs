@@ -5,6 +5,7 @@ mod log;
 mod pull;
 mod rate;
 mod standing;
+mod streams;
 
 use crate::arguments::Measurement;
 use crate::images::Images;
@@ -55,11 +56,14 @@ pub(crate) fn all(subjects: &mut [Subject], images: &Images, plan: &Plan) -> Vec
         rows.push(rate::row(subjects, Network::Bridge, images, plan));
     }
     rows.extend(standing::rows(subjects, images, plan));
+    if plan.asks_for(Measurement::Streams) {
+        rows.extend(streams::rows(subjects, images, plan));
+    }
     if plan.asks_for(Measurement::Log) {
         rows.extend(log::rows(subjects, images, plan));
     }
     if plan.asks_for(Measurement::Pull) {
-        rows.push(pull::row(subjects, images, plan));
+        rows.extend(pull::rows(subjects, images, plan));
     }
     rows
 }

@@ -19,7 +19,7 @@ use crate::sample::{AT_ONCE, at_once, millis, timed};
 use crate::subject::{Network, Subject};
 
 /// After how long a daemon that is not back is called broken.
-const BACK: Duration = Duration::from_secs(60);
+pub(super) const BACK: Duration = Duration::from_secs(60);
 
 /// Pods of one subject, and the container of each.
 struct Standing {
@@ -34,7 +34,8 @@ pub(super) fn rows(subjects: &mut [Subject], images: &Images, plan: &Plan) -> Ve
         return vec![];
     }
     plan.progress(&format!("bringing up {} pods each", plan.pods));
-    let standing: Vec<_> = subjects.iter().map(|subject| stand(subject, images, plan)).collect();
+    let mut standing: Vec<_> =
+        subjects.iter().map(|subject| stand(subject, images, plan)).collect();
     let mut rows = vec![];
     // Before anything else is asked of the daemons: what they need for the pods alone.
     if plan.asks_for(Memory) {
@@ -47,6 +48,10 @@ pub(super) fn rows(subjects: &mut [Subject], images: &Images, plan: &Plan) -> Ve
         rows.extend(queries(&standing, plan));
     }
     if plan.asks_for(Restart) {
+        let more = plan.restart_pods.saturating_sub(plan.pods);
+        for (subject, standing) in subjects.iter().zip(&mut standing) {
+            standing.pods.extend(at_once(more, |_| up(subject, Network::Host, images)).1);
+        }
         rows.extend(restart(subjects, plan));
     }
     for standing in &standing {
@@ -76,22 +81,28 @@ fn memory(subjects: &[Subject], plan: &Plan) -> Vec<Row> {
         };
         subjects.iter().map(of).collect::<Vec<_>>()
     };
-    let daemon = |subject: &Subject| {
-        rollup(subject.daemon(), "Rss").map(|kib| Value { typical: kib / 1024.0, p90: None })
-    };
     let pods = plan.pods;
     vec![
         Row::new("monitor per container, PSS", "KiB", per_pod("Pss")).marked(Mark::AtMost(250.0)),
         Row::new("monitor per container, RSS", "KiB", per_pod("Rss")),
         Row::new("monitor per container, private", "KiB", per_pod("Private")),
-        Row::new(format!("daemon RSS, {pods} pods"), "MiB", subjects.iter().map(daemon).collect())
-            .marked(Mark::AtMost(30.0)),
+        Row::new(
+            format!("daemon RSS, {pods} pods"),
+            "MiB",
+            subjects.iter().map(daemon_rss).collect(),
+        )
+        .marked(Mark::AtMost(30.0)),
     ]
+}
+
+/// In MiB.
+pub(super) fn daemon_rss(subject: &Subject) -> Option<Value> {
+    Value::one(rollup(subject.daemon(), "Rss")? / 1024.0)
 }
 
 /// KiB in the lines of the process's smaps_rollup that begin with `key`, so that `Private` is
 /// clean and dirty; nothing if the process is gone.
-fn rollup(pid: i32, key: &str) -> Option<f64> {
+pub(super) fn rollup(pid: i32, key: &str) -> Option<f64> {
     let text = fs_err::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     Some(sum_of(&text, key))
 }
@@ -112,7 +123,7 @@ fn is_private(name: &str) -> bool {
 fn exec(standing: &[Standing], plan: &Plan) -> Vec<Row> {
     plan.progress("ExecSync");
     in_turns(standing, 1, |_, standing| exec_true(standing, 0));
-    let single = in_turns(standing, plan.samples * 2, |round, standing| {
+    let single = in_turns(standing, plan.samples * 6, |round, standing| {
         millis(timed(|| exec_true(standing, round)).0)
     });
     let many = in_turns(standing, plan.rounds, |_, standing| {
@@ -165,7 +176,7 @@ fn queries(standing: &[Standing], plan: &Plan) -> Vec<Row> {
     ]
 }
 
-/// From the start of the process until it lists all its pods, after a kill.
+/// From the start of the process until it lists all its containers, after a kill.
 fn restart(subjects: &mut [Subject], plan: &Plan) -> Option<Row> {
     if !subjects.iter_mut().any(|subject| subject.node().is_some()) {
         return None;
@@ -175,7 +186,8 @@ fn restart(subjects: &mut [Subject], plan: &Plan) -> Option<Row> {
         let samples: Vec<_> = (0..plan.rounds).map_while(|_| restarted(subject, plan)).collect();
         (!samples.is_empty()).then(|| Value::middle(&samples)).flatten()
     });
-    Some(Row::new(format!("restart to serving, {} pods", plan.pods), "ms", values.collect()))
+    let what = format!("restart to serving, {} pods", plan.restart_pods);
+    Some(Row::new(what, "ms", values.collect()).marked(Mark::AtMost(500.0)))
 }
 
 fn restarted(subject: &mut Subject, plan: &Plan) -> Option<f64> {
@@ -183,9 +195,9 @@ fn restarted(subject: &mut Subject, plan: &Plan) -> Option<f64> {
     node.kill9();
     let begun = Instant::now();
     node.begin();
-    until("all pods are listed again", BACK, || {
-        let pods = node.cri().list_pod_sandbox(ListPodSandboxRequest::default()).ok()?;
-        (pods.items.len() >= plan.pods).then_some(())
+    until("all containers are listed again", BACK, || {
+        let listed = node.cri().list_containers(ListContainersRequest::default()).ok()?;
+        (listed.containers.len() >= plan.restart_pods).then_some(())
     });
     Some(millis(begun.elapsed()))
 }
