@@ -54,6 +54,20 @@ fn a_command_that_runs_out_of_its_time_is_killed_with_all_its_children() {
 }
 
 #[test]
+fn children_that_keep_the_pipe_full_do_not_hold_the_answer_nor_anybody_else() {
+    let scene = Scene::new();
+    let container = scene.obedient(&scene.host("writers"), "writers");
+    let begun = Instant::now();
+    for _ in 0..3 {
+        let script = "for i in 1 2 3 4; do yes & done; exit 7";
+        let answer = scene.cri().exec_sync(request(&container, script, 60)).expect("it runs");
+        assert_eq!(answer.exit_code, 7);
+        assert!(answer.stdout.iter().all(|byte| b"y\n".contains(byte)));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn a_background_child_that_holds_the_pipe_does_not_hold_the_answer() {
     let scene = Scene::new();
     let container = scene.obedient(&scene.host("background"), "background");

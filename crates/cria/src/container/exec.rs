@@ -273,14 +273,14 @@ impl Output {
         }
     }
 
-    /// What the pipe still holds. A background child may keep it open for ever: never waits.
+    /// What the pipe holds now: all that the command wrote is in it. A background child may keep it
+    /// open for ever, and keep it full: nothing is waited for, nor what comes later read.
     fn drain(&mut self, room: usize) {
-        let mut buffer = [0_u8; 16 << 10];
-        let mut room = room;
-        while self.open {
-            let Ok(count) = rustix::io::read(self.pipe.get_ref(), &mut buffer) else { return };
-            self.keep(&buffer[..count], room);
-            room = room.saturating_sub(count);
+        let pipe = self.pipe.get_ref();
+        let held = rustix::io::ioctl_fionread(pipe).unwrap_or_default();
+        let mut held = vec![0; usize::try_from(held).unwrap_or_default()];
+        if let Ok(count @ 1..) = rustix::io::read(pipe, &mut held) {
+            self.keep(&held[..count], room);
         }
     }
 
