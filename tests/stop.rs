@@ -4,10 +4,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cria_proto::*;
-use harness::blocking::runtime;
+use harness::blocking::{block_on, runtime};
 use harness::scene::{SOON, Scene};
 use harness::scripts::CNI_RESULT;
 use harness::until;
+use tokio::task::JoinSet;
 
 #[test]
 fn stopping_and_removing_twice_is_the_same_as_once() {
@@ -53,6 +54,25 @@ fn everything_else_is_answered_during_a_long_grace_period() {
     });
     assert_eq!(one.status().exit_code, 137);
     assert_eq!(other.status().state(), ContainerState::ContainerRunning);
+}
+
+#[test]
+fn stops_of_a_whole_node_in_one_connection_keep_nobody_else_out_of_it() {
+    let scene = Scene::new();
+    let pod = scene.host("drain");
+    let container = scene.stubborn(&pod, "drain");
+    let mut stops = JoinSet::new();
+    for _ in 0..500 {
+        let mut client = scene.cri().runtime_service();
+        let request = StopContainerRequest { container_id: container.id.clone(), timeout: 3600 };
+        stops.spawn_on(async move { client.stop_container(request).await }, runtime().handle());
+    }
+    container.await_log("heard", SOON);
+    assert_eq!(container.status().state(), ContainerState::ContainerRunning);
+    container.stop(Duration::ZERO).expect("it is killed");
+    for stopped in block_on(stops.join_all()) {
+        stopped.expect("it has stopped for all who asked");
+    }
 }
 
 #[test]

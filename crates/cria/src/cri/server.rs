@@ -34,6 +34,10 @@ pub(crate) async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let service = TowerToHyperService::new(service::routes(daemon));
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    // The kubelet has one connection, and a drain of the node as many stops in it as there are
+    // containers, each for its grace.
+    http.max_concurrent_streams(None);
     let connections = GracefulShutdown::new();
     let mut stop = pin!(stop);
     loop {
@@ -49,9 +53,7 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let connection =
-            http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service.clone());
-        let connection = connections.watch(connection);
+        let connection = connections.watch(http.serve_connection(stream, service.clone()));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection ended badly");
