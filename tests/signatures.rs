@@ -276,6 +276,26 @@ fn a_key_file_that_changed_is_read_again_without_a_change_of_the_policy() {
 }
 
 #[test]
+fn a_key_beside_the_policies_of_namespaces_does_not_hide_their_changes() {
+    let site = Site::new();
+    let key = SigstoreKey::new();
+    let image = site.push("beside:1");
+    key.sign(&site.registry, &image, &image.reference);
+    let node = site.node(&policy(&json!({"": anything()})));
+    let policies = node.root().with_file_name("policies");
+    let file = policies.join("release.pub");
+    fs_err::write(&file, key.public()).expect("own folder");
+    let by_file = json!([{"type": "sigstoreSigned", "keyPath": file}]);
+    let scope = site.registry.address();
+    node.replace_policy(Some("first"), &policy(&json!({scope: by_file})));
+    let unsigned = site.push("unsigned:1");
+    until("the first policy counts", SOON, || pull(&node, &unsigned.reference, "first").err());
+    node.replace_policy(Some("second"), &policy(&json!({scope: [{"type": "reject"}]})));
+    until("the second policy counts", SOON, || pull(&node, &image.reference, "second").err());
+    pull(&node, &image.reference, "first").expect("it is signed");
+}
+
+#[test]
 fn an_image_volume_is_asked_about_again_as_the_pods_namespace_has_it() {
     let site = Site::new();
     let key = GpgKey::new("ed25519");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use cria_streaming::Server;
+use tokio::sync::Notify;
 
 use crate::container::Container;
 use crate::error::Error;
@@ -22,11 +23,19 @@ pub(crate) struct Daemon {
     pub(crate) containers: Arc<Objects<Container>>,
     /// Exec, attach and port-forward, once somebody comes for them.
     pub(crate) streaming: Arc<Server>,
+    /// Told when the configuration is read again: other files may be in it.
+    pub(crate) reloaded: Arc<Notify>,
 }
 
 impl Daemon {
     pub(crate) fn new(node: Arc<Node>, streaming: Arc<Server>) -> Self {
-        Self { node, sandboxes: Arc::default(), containers: Arc::default(), streaming }
+        Self {
+            node,
+            sandboxes: Arc::default(),
+            containers: Arc::default(),
+            streaming,
+            reloaded: Arc::default(),
+        }
     }
 
     /// Containers first, with the network still there; then the network, then the namespaces.

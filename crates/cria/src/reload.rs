@@ -119,6 +119,7 @@ impl Reloader {
             daemon.streaming.use_identity(identity);
         }
         node.settings.replace(reading.settings);
+        daemon.reloaded.notify_one();
         info!(network = reading.network, "configuration, networks and registries are read again");
     }
 }

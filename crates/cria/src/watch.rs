@@ -33,21 +33,26 @@ pub(crate) async fn reload_on_change(daemon: Arc<Daemon>) {
 }
 
 async fn follow(daemon: &Daemon) -> io::Result<Infallible> {
-    let mut watch = Watch::begin(daemon, &daemon.node.images.trust())?;
     loop {
-        while !watch.next().await? {}
-        while let Ok(changed) = tokio::time::timeout(SETTLE, watch.next()).await {
-            changed?;
+        let mut watch = begin(daemon).await?;
+        tokio::select! {
+            changed = watch.change() => changed?,
+            // The files may be others now.
+            () = daemon.reloaded.notified() => {}
         }
-        // Anew, for the change may have been a directory's coming or going; and before the files
-        // are read, so that no change falls between; again, if a policy names other keys now.
-        loop {
-            let trust = daemon.node.images.trust();
-            watch = Watch::begin(daemon, &trust)?;
-            reload::files_alone(daemon).await;
-            if daemon.node.images.trust().key_files() == trust.key_files() {
-                break;
-            }
+    }
+}
+
+/// Watches, and reads what may have changed before. Anew after each change, which may have been a
+/// directory's coming or going; before the files are read, so that no change falls between; again, if
+/// a policy names other keys now.
+async fn begin(daemon: &Daemon) -> io::Result<Watch> {
+    loop {
+        let trust = daemon.node.images.trust();
+        let watch = Watch::begin(daemon, &trust)?;
+        reload::files_alone(daemon).await;
+        if daemon.node.images.trust().key_files() == trust.key_files() {
+            return Ok(watch);
         }
     }
 }
@@ -55,8 +60,39 @@ async fn follow(daemon: &Daemon) -> io::Result<Infallible> {
 /// Files are replaced by rename, so it is their directories that are watched.
 struct Watch {
     changes: EventStream<[u8; 4096]>,
-    /// Where only some names matter.
-    names: HashMap<WatchDescriptor, Vec<OsString>>,
+    names: HashMap<WatchDescriptor, Names>,
+}
+
+/// Which names in a directory matter.
+#[derive(Debug, PartialEq, Eq)]
+enum Names {
+    All,
+    These(Vec<OsString>),
+}
+
+impl Names {
+    fn of(name: Option<OsString>) -> Self {
+        name.map_or(Self::All, |name| Self::These(vec![name]))
+    }
+
+    /// One directory may be watched for several reasons.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::All, _) | (_, Self::All) => Self::All,
+            (Self::These(some), Self::These(others)) => Self::These([some, others].concat()),
+        }
+    }
+
+    /// Whether a change of `name` matters; without one it is the directory's own.
+    fn matter(&self, name: Option<&OsStr>) -> bool {
+        match (self, name) {
+            (Self::All, _) | (_, None) => true,
+            // How volumes of ConfigMaps and Secrets are replaced.
+            (Self::These(names), Some(name)) => {
+                name == "..data" || names.iter().any(|wanted| wanted == name)
+            }
+        }
+    }
 }
 
 impl Watch {
@@ -68,10 +104,13 @@ impl Watch {
             | WatchMask::MOVE
             | WatchMask::ATTRIB
             | WatchMask::ONLYDIR;
-        let mut names = HashMap::<_, Vec<_>>::new();
+        let mut names = HashMap::new();
         for (directory, name) in watched(&daemon.node.settings.get().config, trust) {
             match inotify.watches().add(&directory, mask) {
-                Ok(watch) => names.entry(watch).or_default().extend(name),
+                Ok(watch) => {
+                    let former = names.remove(&watch).unwrap_or(Names::These(vec![]));
+                    names.insert(watch, former.and(Names::of(name)));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -79,17 +118,21 @@ impl Watch {
         Ok(Self { changes: inotify.into_event_stream([0; 4096])?, names })
     }
 
+    /// Waits for a change that matters, and for what comes with it.
+    async fn change(&mut self) -> io::Result<()> {
+        while !self.next().await? {}
+        while let Ok(changed) = tokio::time::timeout(SETTLE, self.next()).await {
+            changed?;
+        }
+        Ok(())
+    }
+
     /// Waits for something to happen, and tells whether it matters.
     async fn next(&mut self) -> io::Result<bool> {
         let event = self.changes.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+        // None: events were lost.
         let names = self.names.get(&event.wd);
-        Ok(match (names, event.name) {
-            // How volumes of ConfigMaps and Secrets are replaced.
-            (Some(names), Some(name)) if !names.is_empty() => {
-                name == "..data" || names.contains(&name)
-            }
-            _ => true,
-        })
+        Ok(names.is_none_or(|names| names.matter(event.name.as_deref())))
     }
 }
 
@@ -135,6 +178,27 @@ fn within(path: &Path) -> Option<(PathBuf, Option<OsString>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_matters_as_a_whole_does_so_whatever_else_is_in_it() {
+        let these = |names: &[&str]| Names::These(names.iter().map(OsString::from).collect());
+        for (some, others, both) in [
+            (these(&["a"]), these(&["b"]), these(&["a", "b"])),
+            (these(&["a"]), Names::All, Names::All),
+            (Names::All, these(&["a"]), Names::All),
+        ] {
+            assert_eq!(some.and(others), both);
+        }
+        for (names, name, matters) in [
+            (Names::All, Some("x"), true),
+            (these(&["a"]), Some("a"), true),
+            (these(&["a"]), Some("x"), false),
+            (these(&["a"]), Some("..data"), true),
+            (these(&["a"]), None, true),
+        ] {
+            assert_eq!(names.matter(name.map(OsStr::new)), matters, "{names:?} {name:?}");
+        }
+    }
 
     #[test]
     fn what_is_missing_is_awaited_in_the_nearest_directory_that_is_there() {
