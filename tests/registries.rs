@@ -107,17 +107,20 @@ fn every_field_of_a_callers_credentials_reaches_the_registry() {
 }
 
 #[test]
-fn the_auth_file_of_the_configuration_opens_what_it_has_an_entry_for() {
+fn the_auth_file_of_the_configuration_opens_what_it_has_an_entry_for_once_it_is_there() {
     let registry = Registry::start_private();
     let image = push_busybox(&registry, "private:1");
     let folder = folder();
-    let file = folder.path().join("auth.json");
+    let file = folder.path().join("kubelet/auth.json");
     let (username, password) = ALICE;
     let entry = serde_json::json!({"username": username, "password": password});
     let auths = serde_json::json!({"auths": {registry.address(): entry}});
-    fs_err::write(&file, auths.to_string()).expect("own folder");
     let config = format!("[images]\nauth-file = \"{}\"\n", file.display());
     let node = Node::setup().registry(&registry).config(&config).start();
+    refused(pull(&node, &image.reference, None), Code::PermissionDenied);
+    fs_err::create_dir(folder.path().join("kubelet")).expect("own folder");
+    fs_err::write(&file, auths.to_string()).expect("own folder");
+    until("the file counts when it has come", SOON, || pull(&node, &image.reference, None).ok());
     assert_eq!(pull(&node, &image.reference, None).expect("by the file"), image.id);
     let wrong = AuthConfig { username: "alice".to_owned(), ..Default::default() };
     refused(pull(&node, &image.reference, Some(wrong)), Code::PermissionDenied);

@@ -4,6 +4,7 @@ mod helper;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -134,11 +135,14 @@ impl fmt::Debug for NodeCredentials {
 }
 
 impl NodeCredentials {
-    /// Reads `path`. A wrong entry is an error that names it (and never its content).
+    /// Reads `path`. A wrong entry is an error that names it (and never its content). A file that is
+    /// not there has no entries: who joins a node to its cluster may write it later.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text =
-            fs_err::read_to_string(path).map_err(|error| Error::io("read auth.json", error))?;
-        Self::parse(path, &text)
+        match fs_err::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Error::io("read auth.json", error)),
+        }
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, Error> {
