@@ -61,13 +61,12 @@ fn kernel(node: &Node) -> Finding {
     let finding = |follows: &str| good("kernel", format!("Linux {}", node.kernel), follows);
     match version(&node.kernel) {
         Some(version) if version >= (6, 15) => finding("It has everything that cria can use"),
-        Some(version) if version >= (5, 6) => finding(
+        Some(version) if version >= (5, 10) => finding(
             "Where a monitor and the daemon that started it both die, the container's exit code is \
              reported as unknown (255)",
         ),
-        Some(_) | None => {
-            finding("cria needs openat2 and pidfds").failing("use Linux 5.6 or newer")
-        }
+        Some(_) | None => finding("cria needs openat2, pidfds and overlayfs' volatile mounts")
+            .failing("use Linux 5.10 or newer"),
     }
 }
 
@@ -96,7 +95,7 @@ fn openat2(there: bool) -> Finding {
         return good("openat2", "there", "Paths of images and containers cannot escape their root");
     }
     good("openat2", "missing", "No layer can be unpacked safely")
-        .failing("use Linux 5.6 or newer, and allow the call where cria itself is confined")
+        .failing("use Linux 5.10 or newer, and allow the call where cria itself is confined")
 }
 
 fn pidfd(there: bool) -> Finding {
@@ -104,7 +103,7 @@ fn pidfd(there: bool) -> Finding {
         return good("pidfd", "there", "No signal can reach a process that took over a pid");
     }
     good("pidfd", "missing", "No container can be watched")
-        .failing("use Linux 5.6 or newer, and allow the call where cria itself is confined")
+        .failing("use Linux 5.10 or newer, and allow the call where cria itself is confined")
 }
 
 fn seccomp(there: bool) -> Finding {
@@ -333,15 +332,19 @@ fn cni_network(cni: &Cni) -> Finding {
     let subject = "CNI network";
     let follows = "Only pods on the host's network can run, and the node is NotReady";
     match &cni.network {
-        Network::Named { name, plugins, .. } => {
+        Network::Named { name, plugins, broken, .. } => {
             let found = format!("`{name}` ({})", plugins.join(", "));
-            good(subject, found, "Pods get their interfaces from it")
+            let follows = "Pods get their interfaces from it";
+            if broken.is_empty() {
+                return good(subject, found, follows);
+            }
+            good(subject, format!("{found}; not {}", broken.join("; ")), follows)
+                .lacking("correct or remove the other files")
         }
         Network::None => good(subject, format!("no file in {}", cni.directory.display()), follows)
             .lacking("install a network, or copy the example from cria's packaging"),
-        Network::Unusable { file, reason } => {
-            good(subject, format!("{}: {reason}", file.display()), follows)
-                .lacking("correct or remove the file")
+        Network::Unusable(reason) => {
+            good(subject, reason, follows).lacking("correct or remove the file")
         }
     }
 }
@@ -356,7 +359,7 @@ fn cni_plugins(cni: &Cni) -> Finding {
                 .failing("install the CNI plugins, or set cni-bin-dirs")
         }
         Network::Named { .. } => good("CNI plugins", "all there", "The network can be set up"),
-        Network::None | Network::Unusable { .. } => good(
+        Network::None | Network::Unusable(_) => good(
             "CNI plugins",
             "none is named",
             format!("They will be looked for in {directories}"),

@@ -40,6 +40,7 @@ fn perfect() -> Node {
                 name: "pods".to_owned(),
                 plugins: vec!["bridge".to_owned()],
                 missing: vec![],
+                broken: vec![],
             },
         },
         policy: Policy::Read("/etc/containers/policy.json".into()),
@@ -66,7 +67,7 @@ fn a_perfect_node_has_nothing_to_be_done() {
 type Case = (fn(&mut Node), &'static str, Verdict);
 
 const CASES: &[Case] = &[
-    (|node| node.kernel = "5.4.0".to_owned(), "kernel", Verdict::Failing),
+    (|node| node.kernel = "5.9.0".to_owned(), "kernel", Verdict::Failing),
     (|node| node.kernel = "strange".to_owned(), "kernel", Verdict::Failing),
     (|node| node.kernel = "6.1.0".to_owned(), "kernel", Verdict::Good),
     (|node| node.overlay = Err("no such device".to_owned()), "overlayfs", Verdict::Failing),
@@ -117,13 +118,11 @@ const CASES: &[Case] = &[
     (|node| node.run_dir = directory_on("ext4"), "run directory", Verdict::Lacking),
     (|node| node.cni.network = Network::None, "CNI network", Verdict::Lacking),
     (
-        |node| {
-            let (file, reason) = ("/f".into(), "it has no `name`".to_owned());
-            node.cni.network = Network::Unusable { file, reason };
-        },
+        |node| node.cni.network = Network::Unusable("/f: there is no name".to_owned()),
         "CNI network",
         Verdict::Lacking,
     ),
+    (break_file, "CNI network", Verdict::Lacking),
     (lose_plugin, "CNI plugins", Verdict::Failing),
     (|node| node.policy = Policy::None("/p".into()), "image policy", Verdict::Good),
     (|node| node.policy = Policy::Unusable("no".to_owned()), "image policy", Verdict::Failing),
@@ -142,6 +141,12 @@ fn to_v1(node: &mut Node) {
 fn to_hybrid(node: &mut Node) {
     to_v1(node);
     node.cgroup_layout = CgroupLayout::Hybrid;
+}
+
+fn break_file(node: &mut Node) {
+    if let Network::Named { broken, .. } = &mut node.cni.network {
+        broken.push("/f: there is no name".to_owned());
+    }
 }
 
 fn lose_plugin(node: &mut Node) {

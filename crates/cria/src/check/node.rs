@@ -14,6 +14,7 @@ use super::mounts::{self, CgroupLayout};
 use super::oci::{self, OciRuntime};
 use super::overlay::{OverlayMount, try_overlay};
 use crate::cgroup::{Driver, Hierarchy};
+use crate::cni::{self, ConfigDir};
 use crate::config::{CgroupDriver, Config, NetworkConfig};
 use crate::error::chain;
 use crate::{programs, reload};
@@ -73,10 +74,11 @@ pub(super) struct Cni {
 pub(super) enum Network {
     /// There is no file.
     None,
-    /// The first file cannot be used, for this reason.
-    Unusable { file: PathBuf, reason: String },
-    /// The plugins it names, and those of them that are in no directory.
-    Named { name: String, plugins: Vec<String>, missing: Vec<String> },
+    /// No file can be used, for these reasons.
+    Unusable(String),
+    /// The plugins it names, those of them that are in no directory, and the files before its own that
+    /// cannot be used.
+    Named { name: String, plugins: Vec<String>, missing: Vec<String>, broken: Vec<String> },
 }
 
 #[derive(Clone, Debug)]
@@ -216,52 +218,28 @@ impl Cni {
     fn gather(config: &NetworkConfig) -> Self {
         let directory = config.cni_conf_dir.to_path_buf();
         let bin_dirs: Vec<_> = config.cni_bin_dirs.iter().map(|path| path.to_path_buf()).collect();
-        let network = match network_file(&directory) {
-            Some(file) => Network::read(file, &bin_dirs),
-            None => Network::None,
-        };
+        let network = Network::gather(&directory, &bin_dirs);
         Self { directory, bin_dirs, network }
     }
 }
 
-fn network_file(directory: &Path) -> Option<PathBuf> {
-    let names = names_in(directory).unwrap_or_default();
-    let kinds = [".conflist", ".conf", ".json"];
-    let name = names.into_iter().find(|name| kinds.iter().any(|kind| name.ends_with(kind)))?;
-    Some(directory.join(name))
-}
-
 impl Network {
-    fn read(file: PathBuf, bin_dirs: &[PathBuf]) -> Self {
-        let read = fs_err::read(&file).map_err(|error| error.to_string());
-        match read.and_then(|text| parse_network(&text)) {
-            Ok((name, plugins)) => {
-                let lacks = |plugin: &&String| {
-                    bin_dirs.iter().all(|dir| programs::find(&dir.join(plugin)).is_none())
-                };
-                let missing = plugins.iter().filter(lacks).cloned().collect();
-                Self::Named { name, plugins, missing }
-            }
-            Err(reason) => Self::Unusable { file, reason },
-        }
+    fn gather(directory: &Path, bin_dirs: &[PathBuf]) -> Self {
+        let ConfigDir { network, broken } = match cni::read_dir(directory) {
+            Ok(read) => read,
+            Err(error) => return Self::Unusable(error.to_string()),
+        };
+        let broken: Vec<_> = broken.iter().map(ToString::to_string).collect();
+        let Some(network) = network else {
+            return if broken.is_empty() { Self::None } else { Self::Unusable(broken.join("; ")) };
+        };
+        let plugins: Vec<_> = network.plugin_types().map(str::to_owned).collect();
+        let lacks = |plugin: &&String| {
+            bin_dirs.iter().all(|dir| programs::find(&dir.join(plugin)).is_none())
+        };
+        let missing = plugins.iter().filter(lacks).cloned().collect();
+        Self::Named { name: network.name, plugins, missing, broken }
     }
-}
-
-/// The network's name and the plugins it is made of; a file of one plugin has no list.
-fn parse_network(text: &[u8]) -> Result<(String, Vec<String>), String> {
-    let network: serde_json::Value =
-        serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    let text = |value: &serde_json::Value, key: &str| {
-        let found = value.get(key).and_then(|value| value.as_str());
-        found.map(str::to_owned).ok_or_else(|| format!("it has no `{key}`"))
-    };
-    let plugins = match network.get("plugins").and_then(|plugins| plugins.as_array()) {
-        Some(plugins) => {
-            plugins.iter().map(|plugin| text(plugin, "type")).collect::<Result<_, _>>()?
-        }
-        None => vec![text(&network, "type")?],
-    };
-    Ok((text(&network, "name")?, plugins))
 }
 
 #[cfg(test)]
@@ -269,30 +247,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_names_its_plugins() {
-        for (text, expected) in [
-            (r#"{"name": "n", "type": "a"}"#, Some(vec!["a"])),
-            (r#"{"name": "n", "plugins": [{"type": "a"}, {"type": "b"}]}"#, Some(vec!["a", "b"])),
-            (r#"{"name": "n", "plugins": [{}]}"#, None),
-            (r#"{"name": "n"}"#, None),
-            (r#"{"type": "a"}"#, None),
-            ("{", None),
-        ] {
-            let parsed = parse_network(text.as_bytes()).ok();
-            let expected = expected.map(|plugins| ("n".to_owned(), plugins));
-            let parsed = parsed.as_ref().map(|(name, plugins)| {
-                (name.clone(), plugins.iter().map(String::as_str).collect::<Vec<_>>())
-            });
-            assert_eq!(parsed, expected, "{text}");
-        }
-    }
-
-    #[test]
     fn the_packaged_example_is_a_network() {
-        let text = include_bytes!("../../../../packaging/cni/10-cria-bridge.conflist");
-        let (name, plugins) = parse_network(text).unwrap();
-        assert_eq!(name, "cria");
+        let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/cni"));
+        let Network::Named { name, plugins, missing, broken } = Network::gather(directory, &[])
+        else {
+            panic!("it is a network");
+        };
+        assert_eq!((name.as_str(), broken.len()), ("cria", 0));
         assert_eq!(plugins, ["bridge", "portmap", "bandwidth"]);
+        assert_eq!(missing, plugins, "there is no directory of plugins");
     }
 
     #[test]
@@ -305,13 +268,17 @@ mod tests {
     }
 
     #[test]
-    fn the_first_network_file_by_name_is_the_one() {
+    fn the_first_network_that_the_daemon_could_use_is_the_one() {
         let directory = tempfile::TempDir::new().unwrap();
-        assert_eq!(network_file(directory.path()), None);
-        for name in ["30.conf", "20.conflist", "10.txt"] {
-            fs_err::write(directory.path().join(name), "").unwrap();
-        }
-        assert_eq!(network_file(directory.path()), Some(directory.path().join("20.conflist")));
-        assert_eq!(network_file(&directory.path().join("none")), None);
+        let gather = || Network::gather(directory.path(), &[]);
+        let write =
+            |name: &str, text: &str| fs_err::write(directory.path().join(name), text).unwrap();
+        assert!(matches!(gather(), Network::None));
+        write("10-without-version.conf", r#"{"name": "old", "type": "bridge"}"#);
+        let Network::Unusable(reason) = gather() else { panic!("the daemon would not take it") };
+        assert!(reason.contains("10-without-version.conf: there is no cniVersion"), "{reason}");
+        write("20.conf", r#"{"name": "pods", "cniVersion": "1.0.0", "type": "bridge"}"#);
+        let Network::Named { name, broken, .. } = gather() else { panic!("the second is good") };
+        assert_eq!((name.as_str(), broken.len()), ("pods", 1));
     }
 }

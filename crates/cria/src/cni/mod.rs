@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::attachment::Attachment;
 use self::attachment::base_config;
-pub(crate) use self::config::{BrokenFile, NetworkConfig};
+pub(crate) use self::config::{BrokenFile, ConfigDir, NetworkConfig, read_dir};
 use self::config::{Object, plugin_type};
 use self::former::Former;
 pub(crate) use self::plugin::{Command, PluginFailure};
@@ -69,7 +69,7 @@ impl CniSettings {
     /// The network that they name; none is no mistake, a file that cannot be understood is. Blocks.
     pub(crate) fn look_up(&self) -> Result<Option<NetworkConfig>, CniError> {
         let dir = self.conf_dir.clone();
-        let found = config::read_dir(&dir).map_err(|source| CniError::ConfigDir { dir, source })?;
+        let found = read_dir(&dir).map_err(|source| CniError::ConfigDir { dir, source })?;
         match found.broken.is_empty() {
             true => Ok(found.network),
             false => Err(CniError::Broken(found.broken)),
@@ -135,14 +135,12 @@ impl Cni {
     pub(crate) async fn network(&self) -> Result<NetworkConfig, CniError> {
         let dir = self.places.get().conf_dir.clone();
         let looked_in = dir.clone();
-        let read = tokio::task::spawn_blocking(move || config::read_dir(&looked_in)).await;
+        let read = tokio::task::spawn_blocking(move || read_dir(&looked_in)).await;
         let read = read.map_err(std::io::Error::other).and_then(|read| read);
         match read {
             Err(source) => Err(CniError::ConfigDir { dir, source }),
-            Ok(config::ConfigDir { network: Some(network), .. }) => Ok(network),
-            Ok(config::ConfigDir { network: None, broken }) => {
-                Err(CniError::NoNetwork { dir, broken })
-            }
+            Ok(ConfigDir { network: Some(network), .. }) => Ok(network),
+            Ok(ConfigDir { network: None, broken }) => Err(CniError::NoNetwork { dir, broken }),
         }
     }
 

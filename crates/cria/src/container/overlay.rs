@@ -32,7 +32,7 @@ impl Overlay<'_> {
     /// Mounts on the existing directory `target`. Blocking.
     pub(super) fn mount(&self, target: &Path) -> io::Result<()> {
         match self.mount_with_new_api(target) {
-            // Before Linux 6.5 overlayfs does not take its layers one by one.
+            // Before Linux 6.8 overlayfs does not take its layers one by one.
             Err(Errno::INVAL | Errno::NOSYS) => self.mount_with_options(target),
             result => Ok(result?),
         }
@@ -139,10 +139,11 @@ mod tests {
                 fs_err::create_dir(made).unwrap();
             }
             let overlay = Overlay { lower: &lower, upper: writable.then_some(upper) };
-            if old {
-                overlay.mount_with_options(&target).unwrap();
-            } else {
-                overlay.mount_with_new_api(&target).unwrap();
+            match old {
+                true => overlay.mount_with_options(&target).unwrap(),
+                // A kernel without the new way has the old one alone.
+                false if crate::node::kernel_version() < (6, 8) => overlay.mount(&target).unwrap(),
+                false => overlay.mount_with_new_api(&target).unwrap(),
             }
             let seen = fs_err::read_to_string(target.join("both")).unwrap();
             let bottom = fs_err::read_to_string(target.join("bottom")).unwrap();
