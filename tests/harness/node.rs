@@ -17,6 +17,7 @@ use crate::daemon::Daemon;
 use crate::place::Place;
 use crate::registry::Registry;
 use crate::tools::binary;
+use crate::wait::within;
 use crate::{leftovers, network, scripts};
 
 const READY: Duration = Duration::from_secs(20);
@@ -191,8 +192,12 @@ impl Node {
         assert!(left.is_empty(), "left on the node: {left:#?}");
     }
 
+    /// Panics if there are [`Node::leftovers`]. Only for images that are out of sight, which go in the
+    /// background, it waits.
     #[track_caller]
     pub fn assert_clean(&mut self) {
+        let going = self.root().join("incoming");
+        within(ENDED, || going.read_dir().into_iter().flatten().next().is_none().then_some(()));
         let left = self.leftovers();
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
