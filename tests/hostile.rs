@@ -400,8 +400,9 @@ fn sessions_that_are_cut_while_they_stall_are_freed_with_all_they_held() {
     strange_servers(&scene, &pod);
     shell(&scene, &container, "true").finish();
     let before = descriptors(&scene);
-    let mut after_first = 0;
-    for round in 0..4 {
+    // How much the allocator keeps for later depends on which sessions met; what leaks grows each time.
+    let (mut most, mut without_growth) = (0, 0);
+    for _ in 0..12 {
         let clients = stalled(&scene, &pod, &container);
         until("all are there", SOON, || {
             (open_files(&scene) > before.values().sum::<usize>() + 2 * clients.len()).then_some(())
@@ -413,11 +414,13 @@ fn sessions_that_are_cut_while_they_stall_are_freed_with_all_they_held() {
         drop(clients);
         await_freed(&scene, &before);
         let used = memory(&scene);
-        match round {
-            0 => after_first = used,
-            _ => assert!(used < after_first + 2048, "{used} KiB, {after_first} after the first"),
+        without_growth += usize::from(used <= most);
+        most = most.max(used);
+        if without_growth == 3 {
+            break;
         }
     }
+    assert_eq!(without_growth, 3, "{most} KiB at last");
     assert_eq!(container.exec(&["true"]).expect("exec runs").exit_code, 0);
 }
 
