@@ -18,7 +18,6 @@ fn main() -> ExitCode {
         Some("namespaces") => namespaces::main(after(3)),
         Some("pod-init") => pod_init::main(after(3)),
         Some(pod_init::CONFINED) => pod_init::confined(),
-        Some("probe") => ExitCode::SUCCESS,
         Some("probe-mount") => probe::mount_at(after(2)),
         Some(_) | None => ExitCode::from(2),
     }
