@@ -55,7 +55,7 @@ conformance: setup build ## the CRI conformance suite (PEER=containerd: on conta
 bench: setup build ## measure cria (PEER=containerd: and containerd beside it)
 	@cargo run --quiet --release -p cria-tests --bin bench -- $(if $(PEER),--peer $(PEER)) $(ARGS)
 
-fuzz: ## fuzz what parses foreign bytes (installs a nightly compiler and cargo-fuzz if need be)
+fuzz: ## fuzz what parses foreign bytes, longer than `make test` does (ARGS="TARGET ...")
 	@fuzz/run $(ARGS)
 
 clean: ## remove what was built here (the test tools stay in their cache)

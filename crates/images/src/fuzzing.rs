@@ -31,6 +31,18 @@ pub fn manifest(manifest: &[u8], config: &[u8]) {
     }
 }
 
+/// Reads a config, and pairs it with a manifest.
+pub fn config(config: &[u8]) {
+    let manifest = include_bytes!("../../../fuzz/seeds/manifest/image");
+    let manifest = manifest.split(|byte| *byte == 0).next().unwrap_or_default();
+    let Ok(Manifest::Image(manifest)) = Manifest::parse(manifest, &Platform::host()) else {
+        panic!("the manifest is one of an image");
+    };
+    if let Ok(config) = parse_config(config) {
+        let _ = manifest.layers(&config);
+    }
+}
+
 /// Reads a policy and a `registries.d` file, and asks them about an image.
 pub fn policy(policy: &str, places: &str, reference: &str) {
     if let Ok(reference) = Reference::parse(reference, None) {
@@ -47,4 +59,9 @@ pub fn signature(bytes: &[u8]) {
 /// Unpacks an archive; whether it could.
 pub fn unpack(archive: &[u8], into: &Path) -> bool {
     unpack::unpack(archive, into, Limits::default()).is_ok()
+}
+
+/// Reads an archive and makes nothing of it; how many bytes of files there were.
+pub fn archive(archive: &[u8]) -> std::io::Result<u64> {
+    unpack::fuzzing::read(archive)
 }

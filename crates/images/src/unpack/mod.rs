@@ -6,6 +6,8 @@
 
 mod archive;
 mod attributes;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod limits;
 mod name;
 mod notes;
