@@ -1,6 +1,6 @@
 //! A real kubelet runs its pods on a fresh cria, and says of each what users know from it.
 //!
-//! One node, one registry, some forty static pods. The kubelet runs with its default gates until
+//! One node, one registry, some 75 static pods. The kubelet runs with its default gates until
 //! every check of a single pod is done; then cria is killed and restarted under load, and the
 //! kubelet starts anew with its statistics from the CRI alone. At the end the pods are taken away,
 //! and nothing of them may stay.

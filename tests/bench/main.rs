@@ -8,7 +8,7 @@
 //!
 //! With two subjects every sample of one is followed by a sample of the other: the machine's
 //! noise meets both, and their ratio says more than either number. Nothing here is a limit in
-//! time; `--gate` turns the marks into the exit code.
+//! time; `--gate` turns the marks of `plan.rs` into the exit code.
 
 mod arguments;
 mod cgroup;

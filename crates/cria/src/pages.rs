@@ -103,13 +103,20 @@ fn subcommand(page: &mut Roff, command: &Command) {
 const FILES: &[(&str, &str)] = &[
     ("/etc/cria/cria.toml", "The configuration; see cria.toml(5). May be missing."),
     ("/etc/cria/cria.toml.d/*.toml", "Drop-ins, read after it in the order of their names."),
-    ("/etc/containers/registries.conf", "Registries, their mirrors and their trust."),
-    ("/etc/cni/net.d", "The pods' networks: the first configuration in the order of names counts."),
+    ("/etc/containers/registries.conf", "Registries and their mirrors; and registries.conf.d."),
+    ("/etc/containers/certs.d", "Certificates, by registry."),
+    ("/etc/containers/policy.json", "Which images are taken, by which signatures."),
+    ("/etc/containers/registries.d", "Where signatures are."),
+    ("/etc/cria/policies", "Policies of single namespaces, NAMESPACE.json."),
+    ("/etc/cni/net.d", "The pods' networks: the first valid one in the order of names counts."),
     (
         "/usr/share/cria/cni/10-cria-bridge.conflist",
         "A network to copy there, if nobody else brings one.",
     ),
-    ("/run/cria/cria.sock", "The CRI: the kubelet's containerRuntimeEndpoint, and crictl's."),
+    (
+        "/run/cria/cria.sock",
+        "The CRI: the kubelet's containerRuntimeEndpoint, and crictl's. Root's alone, and its group's.",
+    ),
     ("/var/lib/cria", "Images, root filesystems and records."),
 ];
 

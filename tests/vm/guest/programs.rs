@@ -4,7 +4,6 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::kernel_word;
 use crate::node::{await_cria, systemctl};
 
 /// Rows of `make kubelet` that tell cgroup v2 and systemd from what the development machine has; no
@@ -42,9 +41,7 @@ pub(crate) fn conformance_all() -> Result<()> {
 }
 
 fn conformance(more: &[(&str, &str)]) -> Result<()> {
-    let registry = kernel_word("cria.registry").unwrap_or_default();
-    let mut variables =
-        vec![("CRIA_CONFORMANCE_PEER", "installed"), ("CRIA_REGISTRY", registry.as_str())];
+    let mut variables = vec![("CRIA_CONFORMANCE_PEER", "installed")];
     variables.extend(more);
     run("/opt/cria/conformance", &variables)
 }

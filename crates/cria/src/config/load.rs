@@ -2,7 +2,8 @@
 //!
 //! Each file is checked alone, while its spans are at hand, so that an error names the right
 //! drop-in and line. Then the files are merged key by key; the later wins, and a list replaces.
-//! No key depends on another, so what was right alone is right together.
+//! No key depends on another (but a TLS key on its certificate, which the start finds out), so what was
+//! right alone is right together.
 
 use std::collections::BTreeMap;
 use std::fmt;
