@@ -112,12 +112,16 @@ impl Monitor {
             Some(foreign) => {
                 let now = Instant::now();
                 foreign.gone.get_or_insert(Gone { at_ns, since: now, next_look: now });
-                let pidfd = init.pidfd.try_clone();
-                if let Ok(pidfd) = pidfd {
-                    self.unwatch(pidfd.as_fd());
-                }
+                self.unwatch_init();
                 self.look_at_foreign_init(now);
             }
+        }
+    }
+
+    /// What has ended stays readable, and the level-triggered epoll would say so for ever.
+    fn unwatch_init(&self) {
+        if let Some(init) = &self.init {
+            self.unwatch(init.pidfd.as_fd());
         }
     }
 
@@ -147,15 +151,14 @@ impl Monitor {
         }
     }
 
+    /// Taken once: a later look would only know a later time.
     fn init_ended(&mut self, ended: Ended) {
-        if let Some(init) = &mut self.init {
-            if let Some(foreign) = &mut init.foreign {
-                foreign.gone = None;
-            }
-            let pidfd = init.pidfd.try_clone();
-            if let Ok(pidfd) = pidfd {
-                self.unwatch(pidfd.as_fd());
-            }
+        if self.ended.is_some() {
+            return;
+        }
+        self.unwatch_init();
+        if let Some(foreign) = self.init.as_mut().and_then(|init| init.foreign.as_mut()) {
+            foreign.gone = None;
         }
         self.ended = Some(ended);
         self.happen(Event::InitEnded);

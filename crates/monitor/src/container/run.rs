@@ -384,6 +384,7 @@ impl Monitor {
         Ok(self.events.modify(fd, &mut EpollEvent::new(events, source.number()))?)
     }
 
+    /// By the very descriptor that is watched: epoll takes a copy of it for another one.
     pub(super) fn unwatch(&self, fd: BorrowedFd<'_>) {
         // It was not watched: then nothing is to be done.
         let _ = self.events.delete(fd);

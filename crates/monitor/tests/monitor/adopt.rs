@@ -1,6 +1,7 @@
 //! A monitor is killed, and another one takes its place.
 
 use std::fs;
+use std::time::Duration;
 
 use cria_monitor::exit::Status;
 use cria_monitor::protocol::{Adopt, Descriptors, Phase, Request, State};
@@ -8,7 +9,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::node::{Container, Monitor, Options, wait_for};
+use crate::node::{Container, Monitor, Options, cpu_time, wait_for};
 
 /// What a daemon holds of a container, should its monitor die.
 fn held(state: State) -> (Descriptors, i32, i64) {
@@ -149,6 +150,8 @@ fn an_adopted_init_s_status_comes_from_the_kernel_or_is_unknown() {
             waitpid(pid, None).unwrap();
         }
         let exit = monitor.client.exited();
+        let time = cpu_time(monitor.process.id());
+        assert!(time < Duration::from_millis(500), "{time:?} for waiting");
         // Kernel 6.15 and newer tell of a process that was reaped.
         let expected = if reaped && kernel_tells() { Status::Code(8) } else { Status::Unknown };
         assert_eq!(exit.status, expected);

@@ -5,5 +5,6 @@
 mod adopt;
 mod container;
 mod cost;
+mod ends;
 mod node;
 mod roles;
