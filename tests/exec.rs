@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use cria_proto::ExecSyncRequest;
 use harness::scene::{SOON, Scene, refused};
 use harness::{until, wait::within};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tonic::Code;
 
 /// What the kubelet's client can take, framing included.
@@ -156,6 +158,31 @@ fn many_commands_at_once_each_get_their_own_output() {
 }
 
 #[test]
+fn a_command_s_time_is_over_though_its_monitor_stands_still() {
+    let scene = Scene::new();
+    let container = scene.obedient(&scene.host("still"), "still");
+    let monitors = || {
+        let pids = harness::node::monitors(scene.place()).into_iter();
+        pids.map(|pid| Pid::from_raw(pid.try_into().expect("pids fit")))
+    };
+    thread::scope(|scope| {
+        let late = request(&container, "echo > /tmp/runs; exec sleep 76543", 4);
+        let call = scope.spawn(|| scene.cri().exec_sync(late));
+        until("it runs", SOON, || {
+            let there = container.exec(&["test", "-e", "/tmp/runs"]).ok()?;
+            (there.exit_code == 0).then_some(())
+        });
+        monitors().for_each(|pid| kill(pid, Signal::SIGSTOP).expect("it runs"));
+        let begun = Instant::now();
+        let answer = call.join().expect("no panic");
+        monitors().for_each(|pid| kill(pid, Signal::SIGCONT).expect("it runs"));
+        refused(answer, Code::DeadlineExceeded);
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    });
+    assert_eq!(container.exec(&["true"]).expect("the monitor serves").exit_code, 0);
+}
+
+#[test]
 fn a_command_ends_with_its_monitor_and_the_caller_is_told_at_once() {
     let scene = Scene::new();
     let container = scene.obedient(&scene.host("forsaken"), "forsaken");
@@ -167,8 +194,8 @@ fn a_command_ends_with_its_monitor_and_the_caller_is_told_at_once() {
             (there.exit_code == 0).then_some(())
         });
         for pid in harness::node::monitors(scene.place()) {
-            let pid = nix::unistd::Pid::from_raw(pid.try_into().expect("pids fit"));
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it runs");
+            let pid = Pid::from_raw(pid.try_into().expect("pids fit"));
+            kill(pid, Signal::SIGKILL).expect("it runs");
         }
         refused(call.join().expect("no panic"), Code::Internal);
     });

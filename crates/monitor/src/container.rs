@@ -4,6 +4,7 @@
 
 mod attach;
 mod cgroup;
+mod child;
 mod connection;
 mod exec;
 mod init;

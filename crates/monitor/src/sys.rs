@@ -58,7 +58,8 @@ pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<Status> {
     (info.mask & PIDFD_INFO_EXIT != 0).then(|| status_of(info.exit_code))
 }
 
-fn status_of(wait_status: i32) -> Status {
+/// What a status of wait(2) says.
+pub(crate) fn status_of(wait_status: i32) -> Status {
     let byte = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
     match wait_status & 0x7f {
         0 => Status::Code(byte(wait_status >> 8)),

@@ -34,6 +34,10 @@ const TRUNCATED: &[u8] = b"\n[output truncated by cria]\n";
 /// A command that is killed at its deadline still has to be seen to end.
 const END_DEADLINE: Duration = Duration::from_secs(30);
 
+/// The monitor ends a command at its deadline. So long after it nobody waits for that any more: the
+/// kernel may hold the process, or somebody the monitor.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
 pub(crate) struct ExecOutput {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
@@ -152,8 +156,14 @@ impl Container {
             program: node.oci.program(),
         });
         running.process = self.begin_exec(node, &monitor, request, timeout).await?.process;
-        let (stdout, stderr, end) =
-            collect(stdout, stderr, end).await.map_err(failed("read the output of a command"))?;
+        let collected = collect(stdout, stderr, end);
+        let collected = match timeout {
+            Some(timeout) => tokio::time::timeout(timeout.saturating_add(END_PATIENCE), collected)
+                .await
+                .map_err(|_| Error::ExecTimeout(timeout))?,
+            None => collected.await,
+        };
+        let (stdout, stderr, end) = collected.map_err(failed("read the output of a command"))?;
         running.ended = end.is_some();
         running.forsaken = end.is_none();
         let end = end.ok_or_else(|| {

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Instant;
 
-use cria_monitor::exit::Status;
 use cria_monitor::protocol::{Event as Told, Exec, Failure, FailureKind, Reply, SignalScope};
 
 use super::cgroup;
+use super::child;
 use super::connection::Asker;
 use super::oci::{self, Call};
 use super::requests::Purpose;
@@ -214,11 +214,8 @@ impl Monitor {
 
     pub(super) fn exec_ended(&mut self, serial: u32) {
         let Some(at) = self.execs.iter().position(|exec| exec.serial == serial) else { return };
-        let status = match sys::wait(Some(self.execs[at].pid), Wait::Reap) {
-            Ok(Some((_, status))) => status,
-            Ok(None) => return,
-            Err(_) => Status::Unknown,
-        };
+        let RunningExec { pid, pidfd, .. } = &self.execs[at];
+        let Some(status) = child::end(*pid, pidfd.as_fd(), Wait::Reap) else { return };
         let exec = self.execs.swap_remove(at);
         self.unwatch(exec.pidfd.as_fd());
         let told = Told::ExecExited { exec: exec.exec, status, timed_out: exec.timed_out };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use cria_monitor::exit::{Exit, Status};
 use cria_monitor::protocol::Adopt;
 
+use super::child;
 use super::oom::OomWatch;
 use super::run::{Monitor, Source, now_ns};
 use super::state::{Event, Phase, State};
@@ -104,11 +105,11 @@ impl Monitor {
         }
         let at_ns = now_ns();
         match &mut init.foreign {
-            None => match sys::wait(Some(init.pid), Wait::Look) {
-                Ok(Some((_, status))) => self.init_ended(Ended { status, at_ns }),
-                Ok(None) => {}
-                Err(_) => self.init_ended(Ended { status: Status::Unknown, at_ns }),
-            },
+            None => {
+                if let Some(status) = child::end(init.pid, init.pidfd.as_fd(), Wait::Look) {
+                    self.init_ended(Ended { status, at_ns });
+                }
+            }
             Some(foreign) => {
                 let now = Instant::now();
                 foreign.gone.get_or_insert(Gone { at_ns, since: now, next_look: now });
@@ -168,7 +169,8 @@ impl Monitor {
     pub(super) fn let_go_of_init(&mut self) {
         let Some(init) = self.init.take() else { return };
         if init.foreign.is_none() {
-            // It has ended, so this does not wait; not our child: then somebody else's.
+            // It has ended, so this does not wait. Not our child: then somebody else's. Traced: then
+            // it is reaped later, as a stranger.
             let _ = sys::wait(Some(init.pid), Wait::Reap);
         }
     }

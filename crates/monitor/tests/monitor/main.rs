@@ -8,3 +8,4 @@ mod cost;
 mod ends;
 mod node;
 mod roles;
+mod traced;
