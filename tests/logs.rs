@@ -1,6 +1,7 @@
 //! Logs: when there is one, what is in it, and its rotation.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use cria_proto::*;
@@ -124,4 +125,65 @@ fn a_container_with_a_terminal_survives_its_daemon_and_its_monitor_and_goes_on_l
         .collect();
     assert!(numbers.is_sorted(), "no line comes twice or out of turn");
     scene.assert_nothing_is_left_soon();
+}
+
+/// A file system of its own, which can be told to stand still: whoever writes then waits, and no signal
+/// ends that.
+struct Disk {
+    at: PathBuf,
+    stands_still: bool,
+}
+
+impl Disk {
+    fn mount(at: PathBuf, image: &Path) -> Self {
+        fs::File::create(image).and_then(|file| file.set_len(16 << 20)).expect("own folder");
+        run("mkfs.ext4", &["-q".as_ref(), image]);
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image, &at]);
+        Self { at, stands_still: false }
+    }
+
+    fn stand_still(&mut self) {
+        run("fsfreeze", &["--freeze".as_ref(), &self.at]);
+        self.stands_still = true;
+    }
+
+    fn go_on(&mut self) {
+        if std::mem::take(&mut self.stands_still) {
+            run("fsfreeze", &["--unfreeze".as_ref(), &self.at]);
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.go_on();
+        run("umount", &["--lazy".as_ref(), &self.at]);
+    }
+}
+
+#[track_caller]
+fn run(program: &str, arguments: &[&Path]) {
+    let status = Command::new(program).args(arguments).status().expect("it is installed");
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+#[test]
+fn a_container_whose_log_s_disk_stands_still_is_stopped_and_removed() {
+    let mut scene = Scene::new();
+    let config = scene.host_pod("still");
+    let images = tempfile::tempdir().expect("a temporary folder");
+    let mut disk = Disk::mount(config.log_directory.clone().into(), &images.path().join("image"));
+    let pod = scene.run_pod(config);
+    let script = "echo ready; while :; do echo more; sleep 0.01; done";
+    let container = pod.run(scene.script("writer", script));
+    container.await_log("ready", SOON);
+    disk.stand_still();
+    container.stop(Duration::ZERO).expect("it stops");
+    let status = container.status();
+    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137));
+    assert!(status.message.contains("could not be written"), "{}", status.message);
+    container.remove().expect("it is removed");
+    disk.go_on();
+    drop(disk);
+    scene.assert_nothing_left();
 }

@@ -19,7 +19,8 @@ pub struct Exit {
     pub started_at_ns: i64,
     /// Nanoseconds since the epoch, taken when the monitor saw the end.
     pub finished_at_ns: i64,
-    /// Bytes of output that could not be written to the log (disk full, I/O error).
+    /// Bytes of output that could not be written to the log (disk full, I/O error), or were not when
+    /// it had been waited for long enough.
     pub log_bytes_lost: u64,
 }
 

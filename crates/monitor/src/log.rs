@@ -55,6 +55,7 @@ pub(crate) struct Log {
     read: [usize; 2],
     /// Losses told so far.
     told: u64,
+    given_up: bool,
 }
 
 impl Log {
@@ -81,7 +82,7 @@ impl Log {
             control.slot.streams
         };
         writer::spawn(Arc::clone(&ring))?;
-        Ok(Self { ring, buffers, held, read: [0; 2], told: 0 })
+        Ok(Self { ring, buffers, held, read: [0; 2], told: 0, given_up: false })
     }
 
     /// Readable when the writer has news: a file opened, space in the ring, losses.
@@ -111,6 +112,9 @@ impl Log {
     /// Reads once from `output` and formats what is complete.
     pub(crate) fn take_in(&mut self, output: Output, source: BorrowedFd<'_>) -> Taken {
         let which = output as usize;
+        if self.given_up {
+            return self.lose(which, source);
+        }
         // What did not fit the last time goes first.
         if !self.format(output) {
             return Taken::Full(0);
@@ -127,6 +131,15 @@ impl Log {
         }
     }
 
+    fn lose(&mut self, which: usize, source: BorrowedFd<'_>) -> Taken {
+        let taken = read(source, &mut *self.buffers[which]);
+        if let Taken::Bytes(count) = taken {
+            self.read[which] = count;
+            self.ring.lock().lost += count as u64;
+        }
+        taken
+    }
+
     /// The `count` bytes that the last [`Log::take_in`] of a stream has read.
     pub(crate) fn last_read(&self, output: Output, count: usize) -> &[u8] {
         let end = self.read[output as usize];
@@ -136,6 +149,9 @@ impl Log {
     /// The stream has ended: its last record is always an `F`. False: the ring is full, try again.
     pub(crate) fn end(&mut self, output: Output) -> bool {
         let which = output as usize;
+        if self.given_up {
+            return true;
+        }
         if !self.format(output) {
             return false;
         }
@@ -150,9 +166,32 @@ impl Log {
     /// True once everything is in the file (or counted as lost), and every opening answered.
     /// False: news will come.
     pub(crate) fn flushed(&self) -> bool {
+        if self.given_up {
+            return true;
+        }
         let mut control = self.ring.lock();
         control.loop_waits = control.slot.ring_len > 0;
         !control.loop_waits && control.opened.is_none() && control.answered == control.asked
+    }
+
+    /// Waits for the writer no longer: what is not in the file by now counts as lost, and so does
+    /// what is still read. A file that is being opened will not be.
+    pub(crate) fn give_up(&mut self) {
+        let still = || io::Error::new(io::ErrorKind::TimedOut, "the log's disk stands still");
+        let held: usize = self.held.iter().map(|held| held.end - held.start).sum();
+        self.held = Default::default();
+        self.given_up = true;
+        let mut control = self.ring.lock();
+        control.given_up = true;
+        control.lost += writer::payload(&self.ring, &control.slot) + held as u64;
+        control.error = Some(still());
+        if control.answered < control.asked {
+            control.answered = control.asked;
+            control.opened = Some(Err(still()));
+        }
+        control.slot.streams = self.held;
+        self.ring.commit(&control);
+        self.ring.call_writer(&mut control);
     }
 
     pub(crate) fn lost(&self) -> u64 {

@@ -239,7 +239,7 @@ pub enum FailureKind {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The exit record is on disk and the log's last byte is in its file.
+    /// The exit record is on disk and the log's last byte is in its file, or counted as lost.
     Exited(Exit),
     ExecExited {
         exec: u64,

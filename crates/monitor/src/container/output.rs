@@ -1,5 +1,6 @@
 //! From the container's output to its log: reading, holding back while the ring is full, and
-//! reading to the end once init has ended.
+//! reading to the end once init has ended. A log that is not written holds the end up for a while,
+//! but does not keep it from being told.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ const OUTPUTS: [Output; 2] = [Output::Stdout, Output::Stderr];
 /// No pipe holds more than this by default, nor does a terminal: what is beyond it was written
 /// after init's end.
 const AFTER_THE_END: usize = 1 << 20;
+/// After init's end; what is not in the file by then counts as lost.
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
 const TELL_LOSSES_EVERY: Duration = Duration::from_secs(1);
 
 /// How far the outputs are read.
@@ -26,11 +29,17 @@ pub(super) struct Drain {
     /// Read since init's end.
     after_the_end: [usize; 2],
     next_telling: Option<Instant>,
+    /// Since when the container's end waits for the log, and for nothing else.
+    held_up: Option<Instant>,
 }
 
 impl Drain {
     pub(super) fn next_telling(&self) -> Option<Instant> {
         self.next_telling
+    }
+
+    pub(super) fn log_deadline(&self) -> Option<Instant> {
+        self.held_up.map(|since| since + LOG_PATIENCE)
     }
 }
 
@@ -209,6 +218,40 @@ impl Monitor {
     pub(super) fn flush(&mut self) {
         if self.log.as_ref().is_none_or(Log::flushed) {
             self.happen(Event::Flushed);
+        }
+    }
+
+    /// A disk that stands still must not keep an exit from being told.
+    pub(super) fn give_up_late_log(&mut self, now: Instant) {
+        if !self.log_holds_up_the_end() {
+            self.output.held_up = None;
+            return;
+        }
+        let since = *self.output.held_up.get_or_insert(now);
+        if now.duration_since(since) < LOG_PATIENCE {
+            return;
+        }
+        self.output.held_up = None;
+        if let Some(log) = &mut self.log {
+            log.give_up();
+            self.log_news();
+        }
+    }
+
+    fn log_holds_up_the_end(&self) -> bool {
+        match self.state.phase {
+            Phase::Opening { ended } => ended,
+            // Otherwise it is a client.
+            Phase::Draining => self.has_copied_to_all(),
+            Phase::Flushing => true,
+            Phase::Creating
+            | Phase::Undoing
+            | Phase::Created
+            | Phase::Starting { .. }
+            | Phase::Running
+            | Phase::Deleting
+            | Phase::Exited { .. }
+            | Phase::Gone => false,
         }
     }
 

@@ -414,7 +414,8 @@ impl Monitor {
         let execs = self.execs.iter().filter_map(RunningExec::next_deadline);
         let init = self.init.as_ref().and_then(Init::next_look);
         let clients = self.attached.iter().filter_map(Client::deadline);
-        let others = init.into_iter().chain(self.output.next_telling()).chain(clients);
+        let output = self.output.next_telling().into_iter().chain(self.output.log_deadline());
+        let others = init.into_iter().chain(output).chain(clients);
         let next = calls.chain(execs).chain(others).min();
         match next {
             Some(next) => {
@@ -436,6 +437,7 @@ impl Monitor {
         self.drop_late_clients(now);
         self.look_at_foreign_init(now);
         self.tell_losses(now);
+        self.give_up_late_log(now);
     }
 }
 

@@ -41,7 +41,8 @@ pub(super) enum Phase {
     Running,
     /// Init is gone; what it wrote may still be in the pipes.
     Draining,
-    /// All it wrote is in the ring, on its way to the log.
+    /// All it wrote is in the ring, on its way to the log. As `Draining` and `Opening`, not for ever:
+    /// the loop gives up a log that stands still.
     Flushing,
     /// The exit is recorded; the OCI runtime's `delete` runs.
     Deleting,
@@ -62,6 +63,7 @@ pub(super) enum Event {
     StartFailed,
     InitEnded,
     Drained,
+    /// Or the log was given up.
     Flushed,
     Deleted,
     DeleteFailed,
@@ -186,7 +188,8 @@ fn next(State { phase, releasing, leaving }: State, event: Event) -> (Phase, &'s
 
         (Phase::Running, InitEnded) => (Phase::Draining, &[KillRest, Drain]),
         (Phase::Draining, Drained) => (Phase::Flushing, &[Flush]),
-        // Only now: an exit that is told means that the log's last byte is in its file.
+        // Only now: an exit that is told means that the log's last byte is in its file, or counted as
+        // lost.
         (Phase::Flushing, Flushed) => (Phase::Deleting, &[RecordExit, RunDelete]),
         (Phase::Deleting, Deleted | DeleteFailed) if releasing => {
             (Phase::Gone, &[AnswerRelease, Quit])

@@ -101,6 +101,8 @@ pub(super) struct Control {
     /// Bytes of output that are in no file, and the latest reason.
     pub(super) lost: u64,
     pub(super) error: Option<io::Error>,
+    /// Nobody waits for the writer any more: it ends, and nothing that it says is heard.
+    pub(super) given_up: bool,
     pub(super) writer_waits: bool,
     /// The loop wants to know of free space, or of an empty ring.
     pub(super) loop_waits: bool,

@@ -4,6 +4,10 @@
 //! What cannot be written is tried again for a second, then dropped record by record, counted and
 //! told; the container goes on. From then on every attempt that fails drops at once, until one
 //! succeeds. A record of which a part got out is cut off the file before it is dropped.
+//!
+//! A call that does not return at all is given up by the loop when the container has ended. Nothing
+//! can take it back: should it return after all, what it wrote stays, though it was counted as lost,
+//! and the thread ends.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -44,7 +48,7 @@ impl<'r> Writer<'r> {
 
     fn run(&mut self) {
         let mut control = self.ring.lock();
-        loop {
+        while !control.given_up {
             control = if let Some(open) = control.open.take() {
                 self.open(open, control)
             } else if control.slot.ring_len > 0 && (self.file.is_some() || self.adopted) {
@@ -53,6 +57,9 @@ impl<'r> Writer<'r> {
                 self.ring.wait_for_work(control)
             };
         }
+        let slot = control.slot;
+        drop(control);
+        self.cut_torn_record(&slot);
     }
 
     /// Changes to another file, between two records.
@@ -73,6 +80,9 @@ impl<'r> Writer<'r> {
             slot
         });
         let mut control = self.ring.lock();
+        if control.given_up {
+            return control;
+        }
         control.opened = Some(result.map(|place| self.continue_at(&mut control, &place)));
         control.answered = asked;
         self.ring.call_loop();
@@ -128,6 +138,9 @@ impl<'r> Writer<'r> {
         };
         self.torn = out - whole;
         let mut control = self.ring.lock();
+        if control.given_up {
+            return control;
+        }
         control.slot.offset += whole as u64;
         self.give_back(&mut control, whole);
         control
@@ -144,6 +157,9 @@ impl<'r> Writer<'r> {
         self.cut_torn_record(&slot);
         let lost = payload(self.ring, &slot);
         control = self.ring.lock();
+        if control.given_up {
+            return control;
+        }
         control.lost += lost;
         control.error = Some(error);
         self.give_back(&mut control, slot.ring_len);
@@ -196,7 +212,7 @@ fn continued(path: &Path, slot: &Slot) -> io::Result<(File, Slot)> {
 }
 
 /// How much of a container's output the ring's records hold.
-fn payload(ring: &Ring, slot: &Slot) -> u64 {
+pub(super) fn payload(ring: &Ring, slot: &Slot) -> u64 {
     let (mut bytes, mut record) = (0, 0);
     for at in 0..slot.ring_len {
         record += 1;
