@@ -192,7 +192,6 @@ fn name(request: &Request) -> &'static str {
         Request::Exec(_) => "exec",
         Request::Signal { .. } => "signal",
         Request::Attach { .. } => "attach",
-        Request::Resize { .. } => "resize",
         Request::ReopenLog => "reopen-log",
         Request::CloseStdin => "close-stdin",
         Request::InitEnded { .. } => "init-ended",

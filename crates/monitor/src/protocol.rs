@@ -54,11 +54,6 @@ pub enum Request {
         stderr: bool,
         socket: OwnedFd,
     },
-    Resize {
-        target: Target,
-        rows: u16,
-        columns: u16,
-    },
     /// Answered by `Reply::Done` when the new file is open; a failure leaves no new file.
     ReopenLog,
     CloseStdin,
@@ -140,8 +135,6 @@ pub struct Adopt {
     pub started_at_ns: i64,
     /// What was sent of SIGKILLs before, for the OOM verdict.
     pub killed_by_us: bool,
-    /// Whether the daemon will send `InitEnded` (it is init's parent now).
-    pub daemon_waits: bool,
     pub descriptors: Descriptors,
 }
 

@@ -218,15 +218,6 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Tells a terminal its size.
-pub(crate) fn resize(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
-    nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, libc::winsize);
-    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCSWINSZ reads one winsize, and `size` is one.
-    unsafe { set_window_size(terminal.as_raw_fd(), &raw const size) }?;
-    Ok(())
-}
-
 /// Where `byte` is in `bytes`: the C library's, at the speed of the machine's widest registers.
 pub(crate) fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
     // SAFETY: memchr reads `bytes.len()` bytes from the slice's start, which is what it has.

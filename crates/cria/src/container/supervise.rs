@@ -141,7 +141,7 @@ impl Container {
         let orphan_is_ours =
             process::is_our_child(self.record.get().init_pid) || self.held().init_status.is_some();
         let adopted = match held {
-            Ok(held) => self.adopt(node, held, orphan_is_ours).await,
+            Ok(held) => self.adopt(node, held).await,
             Err(error) => Err(MonitorError::Io(error)),
         };
         match (adopted, init) {
@@ -176,7 +176,6 @@ impl Container {
         self: &Arc<Self>,
         node: &Arc<Node>,
         descriptors: Descriptors,
-        daemon_waits: bool,
     ) -> Result<(), MonitorError> {
         let adopt = {
             let record = self.record.get();
@@ -188,7 +187,6 @@ impl Container {
                     State::Created { .. } | State::Exited(_) => 0,
                 },
                 killed_by_us: self.held().killed,
-                daemon_waits,
                 descriptors,
             }
         };
@@ -338,7 +336,7 @@ impl Container {
                 tracing::warn!(container = %self.id, %error, "cannot keep hold of the process");
             }
         }
-        if let Err(error) = self.adopt(node, descriptors, false).await {
+        if let Err(error) = self.adopt(node, descriptors).await {
             tracing::error!(container = %self.id, error = chain(&error), "no monitor");
             let (container, node) = (Arc::clone(self), Arc::clone(node));
             tokio::spawn(async move {

@@ -19,7 +19,6 @@ use super::oom::OomWatch;
 use super::run::{Monitor, Source, now_ns};
 use super::state::{Event, Phase};
 use super::stdio::{Console, Streams, read_rest};
-use crate::sys;
 
 /// What a call of the OCI runtime is for.
 pub(super) enum Purpose {
@@ -79,10 +78,6 @@ impl Monitor {
             Request::Signal { target, signal, scope } => self.signal(asker, target, signal, scope),
             Request::Attach { stdin, stdout, stderr, socket } => {
                 self.attach(asker, [stdout, stderr], stdin, socket);
-            }
-            Request::Resize { target, rows, columns } => {
-                let reply = self.resize(target, rows, columns);
-                self.reply(asker, reply);
             }
             Request::ReopenLog => self.reopen_asked(asker),
             Request::CloseStdin => {
@@ -186,21 +181,6 @@ impl Monitor {
                 self.signal_exec(exec, signal, scope);
                 Ok(())
             }
-        }
-    }
-
-    fn resize(&self, target: Target, rows: u16, columns: u16) -> Reply {
-        let refused = |message: &str| {
-            let message = message.to_owned();
-            Reply::Failed(Failure { kind: FailureKind::Unsupported, message })
-        };
-        match (target, &self.streams.terminal) {
-            (Target::Init, Some(terminal)) => match sys::resize(terminal.as_fd(), rows, columns) {
-                Ok(()) => Reply::Done,
-                Err(error) => Reply::Failed(oci::system("resize", &error)),
-            },
-            (Target::Init, None) => refused("the container has no terminal"),
-            (Target::Exec(_), _) => refused("an exec's terminal is with whoever asked for it"),
         }
     }
 

@@ -14,7 +14,7 @@ mod kind {
     pub(super) const EXEC: u16 = 5;
     pub(super) const SIGNAL: u16 = 6;
     pub(super) const ATTACH: u16 = 7;
-    pub(super) const RESIZE: u16 = 8;
+    // 8 was "resize": who has the terminal resizes it.
     pub(super) const REOPEN_LOG: u16 = 9;
     pub(super) const CLOSE_STDIN: u16 = 10;
     pub(super) const INIT_ENDED: u16 = 11;
@@ -55,7 +55,7 @@ mod adopt {
     pub(super) const INIT_PID: u16 = 2;
     pub(super) const STARTED_AT: u16 = 3;
     pub(super) const KILLED_BY_US: u16 = 4;
-    pub(super) const DAEMON_WAITS: u16 = 5;
+    // 5 was whether the daemon will send `InitEnded`: nobody asked.
     pub(super) const DESCRIPTORS: u16 = 6;
 }
 
@@ -85,17 +85,11 @@ mod attach {
     pub(super) const SOCKET: u16 = 4;
 }
 
-mod resize {
-    pub(super) const TARGET: u16 = 1;
-    pub(super) const ROWS: u16 = 2;
-    pub(super) const COLUMNS: u16 = 3;
-}
-
 mod init_ended {
     pub(super) const STATUS: u16 = 1;
 }
 
-/// Within the target of a signal or resize: an exec's number; init where there is none.
+/// Within the target of a signal: an exec's number; init where there is none.
 const TARGET_EXEC: u16 = 1;
 
 impl Request {
@@ -119,11 +113,6 @@ impl Request {
                 writer.bool(attach::STDOUT, stdout);
                 writer.bool(attach::STDERR, stderr);
                 writer.fd(attach::SOCKET, socket);
-            }
-            Self::Resize { target, rows, columns } => {
-                write_target(&mut writer, resize::TARGET, target);
-                writer.unsigned(resize::ROWS, u64::from(rows));
-                writer.unsigned(resize::COLUMNS, u64::from(columns));
             }
             Self::InitEnded { status } => write_status(&mut writer, init_ended::STATUS, status),
         }
@@ -151,11 +140,6 @@ impl Request {
                 stderr: fields.bool(attach::STDERR, "attach.stderr")?,
                 socket: fields.fd(attach::SOCKET, &mut fds, "attach.socket")?,
             },
-            kind::RESIZE => Self::Resize {
-                target: read_target(&fields, resize::TARGET)?,
-                rows: fields.number(resize::ROWS, "resize.rows")?,
-                columns: fields.number(resize::COLUMNS, "resize.columns")?,
-            },
             kind::REOPEN_LOG => Self::ReopenLog,
             kind::CLOSE_STDIN => Self::CloseStdin,
             kind::INIT_ENDED => {
@@ -176,7 +160,6 @@ impl Request {
             Self::Exec(_) => kind::EXEC,
             Self::Signal { .. } => kind::SIGNAL,
             Self::Attach { .. } => kind::ATTACH,
-            Self::Resize { .. } => kind::RESIZE,
             Self::ReopenLog => kind::REOPEN_LOG,
             Self::CloseStdin => kind::CLOSE_STDIN,
             Self::InitEnded { .. } => kind::INIT_ENDED,
@@ -259,7 +242,6 @@ fn write_adopt(writer: &mut Writer, value: Adopt) {
     writer.signed(adopt::INIT_PID, i64::from(value.init_pid));
     writer.signed(adopt::STARTED_AT, value.started_at_ns);
     writer.bool(adopt::KILLED_BY_US, value.killed_by_us);
-    writer.bool(adopt::DAEMON_WAITS, value.daemon_waits);
     write_descriptors(writer, adopt::DESCRIPTORS, value.descriptors);
 }
 
@@ -269,7 +251,6 @@ fn read_adopt(fields: &Fields<'_>, fds: &mut Fds) -> Result<Adopt, ProtocolError
         init_pid: fields.signed(adopt::INIT_PID, "adopt.init_pid")?,
         started_at_ns: fields.signed(adopt::STARTED_AT, "adopt.started_at_ns")?,
         killed_by_us: fields.bool(adopt::KILLED_BY_US, "adopt.killed_by_us")?,
-        daemon_waits: fields.bool(adopt::DAEMON_WAITS, "adopt.daemon_waits")?,
         descriptors: read_descriptors(fields, adopt::DESCRIPTORS, fds)?,
     })
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use proptest::prelude::*;
 
@@ -109,13 +110,12 @@ fn exec() -> impl Strategy<Value = Exec> {
 }
 
 fn adopt() -> impl Strategy<Value = Adopt> {
-    (create(), any::<[bool; 7]>(), any::<i32>(), any::<i64>()).prop_map(
-        |(container, [killed_by_us, daemon_waits, which @ ..], init_pid, started_at_ns)| Adopt {
+    (create(), any::<[bool; 6]>(), any::<i32>(), any::<i64>()).prop_map(
+        |(container, [killed_by_us, which @ ..], init_pid, started_at_ns)| Adopt {
             container,
             init_pid,
             started_at_ns,
             killed_by_us,
-            daemon_waits,
             descriptors: descriptors(which),
         },
     )
@@ -148,8 +148,6 @@ fn request() -> impl Strategy<Value = Request> {
             stderr,
             socket: fd(),
         }),
-        (target(), any::<u16>(), any::<u16>())
-            .prop_map(|(target, rows, columns)| Request::Resize { target, rows, columns }),
         status().prop_map(|status| Request::InitEnded { status }),
     ]
 }
@@ -279,6 +277,23 @@ fn an_unknown_request_can_be_answered() {
     let error = Request::decode(Writer::new(99, 5).finish()).unwrap_err();
     assert_eq!(error, ProtocolError::UnknownKind { kind: 99, sequence: 5 });
     assert_eq!(error.sequence(), Some(5));
+}
+
+#[test]
+fn what_an_older_release_says_and_nobody_needs_is_refused_or_skipped() {
+    let error = Request::decode(Writer::new(8, 5).finish()).unwrap_err(); // resize
+    assert_eq!(error, ProtocolError::UnknownKind { kind: 8, sequence: 5 });
+    let mut writer = Writer::new(2, 6); // adopt
+    writer.nested(1, |container| {
+        container.path(2, Path::new("/bundle"));
+        container.path(3, Path::new("/run"));
+        container.nested(4, |runtime| runtime.path(1, Path::new("/runc")));
+    });
+    writer.signed(2, 77);
+    writer.bool(5, true); // that the daemon waits for init
+    writer.nested(6, |_| {});
+    let (_, request) = Request::decode(writer.finish()).unwrap();
+    assert!(matches!(request, Request::Adopt(adopt) if adopt.init_pid == 77));
 }
 
 #[test]

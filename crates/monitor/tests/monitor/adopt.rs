@@ -16,17 +16,10 @@ fn held(state: State) -> (Descriptors, i32, i64) {
     (state.descriptors, state.init_pid, state.started_at_ns)
 }
 
-fn adopt(container: &Container, held: (Descriptors, i32, i64), daemon_waits: bool) -> Monitor {
+fn adopt(container: &Container, held: (Descriptors, i32, i64)) -> Monitor {
     let (descriptors, init_pid, started_at_ns) = held;
     let container = container.create.clone();
-    Monitor::adopt(Adopt {
-        container,
-        init_pid,
-        started_at_ns,
-        killed_by_us: false,
-        daemon_waits,
-        descriptors,
-    })
+    Monitor::adopt(Adopt { container, init_pid, started_at_ns, killed_by_us: false, descriptors })
 }
 
 fn copy(descriptors: &Descriptors) -> Descriptors {
@@ -61,7 +54,7 @@ fn a_kill_of_the_monitor_tears_no_line_and_costs_at_most_a_read() {
         }
         monitor.kill();
         kills += 1;
-        monitor = adopt(&container, (copy(&descriptors), pid, started), true);
+        monitor = adopt(&container, (copy(&descriptors), pid, started));
     }
     assert!(kills >= 3, "killed only {kills} times");
     if container.exit().is_none() {
@@ -116,7 +109,7 @@ fn what_is_half_written_at_the_kill_is_completed() {
     fs::write(container.create.log.as_ref().unwrap(), torn).unwrap();
     let held = held(state);
     let pid = held.1;
-    let mut monitor = adopt(&container, held, true);
+    let mut monitor = adopt(&container, held);
     let state = monitor.client.state();
     assert_eq!((state.phase, state.stdin_open), (Phase::Running, true));
     monitor.client.done(Request::CloseStdin);
@@ -145,7 +138,7 @@ fn an_adopted_init_s_status_comes_from_the_kernel_or_is_unknown() {
         let held = held(monitor.client.state());
         let pid = Pid::from_raw(held.1);
         monitor.kill();
-        let mut monitor = adopt(&container, held, false);
+        let mut monitor = adopt(&container, held);
         if reaped {
             waitpid(pid, None).unwrap();
         }
@@ -170,7 +163,7 @@ fn a_created_container_is_adopted_and_started() {
     let held = held(monitor.client.state());
     let pid = held.1;
     monitor.kill();
-    let mut monitor = adopt(&container, held, true);
+    let mut monitor = adopt(&container, held);
     assert_eq!(monitor.client.state().phase, Phase::Created);
     monitor.client.start();
     wait_for("output", || (container.output("stdout") == b"hello\n").then_some(()));
@@ -191,7 +184,7 @@ fn an_exit_that_a_dead_monitor_recorded_stands() {
     let exit = monitor.client.exited();
     monitor.kill();
     let descriptors = Descriptors::default();
-    let mut monitor = adopt(&container, (descriptors, 1, exit.started_at_ns), false);
+    let mut monitor = adopt(&container, (descriptors, 1, exit.started_at_ns));
     let state = monitor.client.state();
     assert_eq!((state.phase, state.exit), (Phase::Exited, Some(exit)));
     monitor.release();

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cria_monitor::exit::Status;
@@ -547,14 +548,18 @@ fn a_terminal_is_logged_resized_and_written_to() {
     let script = "stty size; read line; echo got $line; stty size; [ -t 0 ] && echo terminal";
     let container = Container::new(script, Options { terminal: true, ..Options::default() });
     let mut monitor = Monitor::create(&container);
-    let resize = |rows, columns| Request::Resize { target: Target::Init, rows, columns };
-    monitor.client.done(resize(11, 33));
-    monitor.client.start();
-    wait_for("first size", || (container.output("stdout").starts_with(b"11 33\r\n")).then_some(()));
-    monitor.client.done(resize(22, 44));
     let state = monitor.client.state();
     assert!(state.descriptors.stdout.is_none());
     let terminal = File::from(state.descriptors.terminal.unwrap());
+    let resize = |rows: &str, columns: &str| {
+        let mut stty = Command::new("stty");
+        stty.args(["rows", rows, "columns", columns]).stdin(terminal.try_clone().unwrap());
+        assert!(stty.status().unwrap().success());
+    };
+    resize("11", "33");
+    monitor.client.start();
+    wait_for("first size", || (container.output("stdout").starts_with(b"11 33\r\n")).then_some(()));
+    resize("22", "44");
     (&terminal).write_all(b"words\n").unwrap();
     assert_eq!(monitor.client.exited().status, Status::Code(0));
     let text = String::from_utf8(container.output("stdout")).unwrap();
