@@ -155,7 +155,9 @@ impl Session {
         };
         let shown = self.authorization.current(&self.image).await?;
         let mut answer = ask(shown.clone()).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED {
+        // Whoever a redirect led to is nobody to tell who asks: its challenge names its own realm.
+        let is_registrys = answer.url().origin() == url.origin();
+        if answer.status() == StatusCode::UNAUTHORIZED && is_registrys {
             let challenges = challenge::parse(answer.headers());
             match self.authorization.renewed(&challenges, shown.as_ref(), &self.image).await? {
                 Some(value) => answer = ask(Some(value)).await?,

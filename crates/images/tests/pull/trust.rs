@@ -201,6 +201,32 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_a_redirect_leads_to_cannot_ask_for_credentials() {
+    let (registry, elsewhere) = (Scripted::start().await, Scripted::start().await);
+    let image = image();
+    registry.put("app:1", &image);
+    registry.guard("user", "secret");
+    // It would sell a token itself, and thereby learn the password.
+    elsewhere.guard("user", "secret");
+    let test = TestStore::new(&[&registry.host]);
+    let name = format!("{}/app:1", registry.host);
+    for blob in image.blobs() {
+        let bucket = format!("http://{}/bucket", elsewhere.host);
+        registry.fail(blob.digest(), 1, Fault::Redirect(bucket));
+        for credentials in [user("secret"), identity("mine")] {
+            let error = test.pull_as(&name, credentials).await.unwrap_err();
+            assert!(matches!(error, Error::Unauthorized { .. }), "{error:?}");
+        }
+        assert!(elsewhere.requests("/token").is_empty());
+        registry.heal();
+    }
+    let requests = elsewhere.requests("/bucket");
+    assert_eq!(requests.len(), 2);
+    assert!(requests.iter().all(|request| request.authorization.is_none()));
+    test.pull_as(&name, user("secret")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_busy_registry_is_asked_again_when_it_says() {
     let registry = Scripted::start().await;
     registry.put("app:1", &image());
