@@ -1,9 +1,10 @@
 //! Pulling an image: ask, see what is missing, fetch just that.
 //!
 //! Every caller asks the registry for the manifest itself, with its own credentials: that is what
-//! decides whether it may have the image. Only what the manifest leads to is shared: each layer
-//! (and config) under way is one job, whoever needs it and for whichever image; a job that nobody
-//! waits for any more is stopped. Layers that are complete stay.
+//! decides whether it may have the image. So it does for the config, whether or not that is held:
+//! an id is no secret, and a manifest that names it may be anybody's. Only what these lead to is
+//! shared: each layer (and config) under way is one job, whoever needs it and for whichever image;
+//! a job that nobody waits for any more is stopped. Layers that are complete stay.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -225,7 +226,7 @@ impl Store {
                 let parsed = parse_config(&config).map_err(refuse)?;
                 let layers = manifest.layers(&parsed).map_err(refuse)?;
                 let id = manifest.config.digest.into();
-                Ok(Contents { id, config: Some(config), layers, _job: job })
+                Ok(Contents { id, config: Some(config), layers, _job: Some(job) })
             }
             Kind::Artifact(manifest) => {
                 let refuse = |refusal| refused(session.image(), "manifest", refusal);
@@ -240,17 +241,13 @@ impl Store {
         &self,
         session: &Arc<Session>,
         blob: &Descriptor,
-    ) -> Result<(Arc<[u8]>, Option<Arc<Job<Arc<[u8]>>>>), Error> {
-        if let Some(config) = self.config(blob.digest.into()) {
-            return Ok((config, None));
-        }
+    ) -> Result<(Arc<[u8]>, Arc<Job<Arc<[u8]>>>), Error> {
         let fetch = || {
             let (session, blob) = (Arc::clone(session), blob.clone());
             let meter = self.shared.progress.meter();
             async move { Ok(layer::fetch_small(&session, &blob, "the config", meter).await?.into()) }
         };
-        let (config, job) = self.shared.config_jobs.run(blob.digest, fetch).await?;
-        Ok((config, Some(job)))
+        self.shared.config_jobs.run(blob.digest, fetch).await
     }
 
     /// Sees to it that every layer is here. The largest begins first: it takes longest.

@@ -328,13 +328,6 @@ impl Store {
         self.shared.state().layers.contains_key(&layer)
     }
 
-    /// The config of an image that is already here.
-    pub(crate) fn config(&self, id: ImageId) -> Option<Arc<[u8]>> {
-        let state = self.shared.state();
-        let config = state.images.get(&id)?.record.config.as_ref()?;
-        Some(config.as_bytes().into())
-    }
-
     /// The signatures that an image of this repository came with, by what its name led to.
     pub(crate) fn evidence(&self, repository: &str, manifests: &[Digest]) -> Option<Arc<Evidence>> {
         let state = self.shared.state();

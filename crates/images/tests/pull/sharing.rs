@@ -53,11 +53,35 @@ async fn many_pulls_of_one_image_are_one_download_and_as_many_manifest_requests(
         assert_eq!(registry.requests(blob.digest()).len(), 1);
     }
 
-    // Held now: the manifest is asked for, nothing else is.
+    // Held now: manifest and config are asked for, nothing else is.
     let before = registry.requests("blobs").len();
     test.pull(&name).await.unwrap();
     assert_eq!(registry.requests("manifests").len(), 7);
-    assert_eq!(registry.requests("blobs").len(), before);
+    assert_eq!(registry.requests(image.config.digest()).len(), 2);
+    assert_eq!(registry.requests("blobs").len(), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_images_id_alone_opens_it_to_nobody() {
+    let (registry, theirs) = (Scripted::start().await, Scripted::start().await);
+    let private = image();
+    registry.put("private:1", &private);
+    let test = TestStore::new(&[&registry.host, &theirs.host]);
+    let held = test.pull(&format!("{}/private:1", registry.host)).await.unwrap();
+
+    // A manifest that names the image's config, and as many layers of whatever kind.
+    let mut bait = TestImage::of(&[tar_of(&[("x", b"x")]), tar_of(&[("y", b"y")])]);
+    bait.config = private.config.clone();
+    bait.seal();
+    theirs.put("bait:1", &bait);
+    theirs.fail(private.config.digest(), 99, Fault::Status(404));
+    let name = format!("{}/bait:1", theirs.host);
+    let error = test.pull(&name).await.unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+    let left = test.store.list();
+    assert_eq!((left.len(), left[0].id), (1, held.id));
+    assert_eq!((&left[0].tags, &left[0].digests), (&held.tags, &held.digests));
+    assert!(test.store.find(&name).unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
