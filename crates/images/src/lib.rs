@@ -20,6 +20,7 @@ mod digest;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod jobs;
 mod layer;
 mod manifest;
 mod platform;

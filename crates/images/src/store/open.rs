@@ -18,8 +18,8 @@ use super::{
     additional,
 };
 use crate::digest::{Digest, ImageId};
+use crate::jobs::Jobs;
 use crate::progress::Progress;
-use crate::pull::Jobs;
 use crate::shares::Shares;
 use crate::unpack::{measure, open_own_directory};
 

@@ -1,0 +1,89 @@
+//! Downloads under way, each for all who need what it makes.
+//!
+//! A job runs in a task of its own, so that whoever started it may go away; it is stopped when the
+//! last who waits for it has gone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::Instrument;
+
+use crate::digest::Digest;
+use crate::error::Error;
+
+/// Work that several callers may want done at once, by what it makes.
+pub(crate) struct Jobs<T> {
+    running: Mutex<HashMap<Digest, Weak<Job<T>>>>,
+}
+
+/// One piece of work under way. It stops when the last who waits for it has gone.
+pub(crate) struct Job<T> {
+    answer: watch::Receiver<Option<Result<T, Error>>>,
+    task: JoinHandle<()>,
+}
+
+impl<T> Drop for Job<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl<T> Default for Jobs<T> {
+    fn default() -> Self {
+        Self { running: Mutex::default() }
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Jobs<T> {
+    /// Waits for the job that makes `what`, or starts it. The failure of somebody else's job is
+    /// not this caller's: credentials and endpoint were others; it then tries by itself.
+    /// For as long as the job is kept, what it made is there for everybody.
+    pub(crate) async fn run<F>(
+        &self,
+        what: Digest,
+        start: impl Fn() -> F,
+    ) -> Result<(T, Arc<Job<T>>), Error>
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        loop {
+            let (job, is_ours) = self.join(what, &start);
+            let mut answer = job.answer.clone();
+            let answer = match answer.wait_for(Option::is_some).await {
+                Ok(answer) => answer.clone().expect("just waited for"),
+                // The task has panicked: nobody aborts it while we hold it.
+                Err(_) => Err(Error::Cancelled { image: what.to_string() }),
+            };
+            match answer {
+                Err(_) if !is_ours => {}
+                answer => return answer.map(|made| (made, job)),
+            }
+        }
+    }
+
+    fn join<F>(&self, what: Digest, start: impl Fn() -> F) -> (Arc<Job<T>>, bool)
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(job) = running.get(&what).and_then(Weak::upgrade) {
+            let is_usable = match &*job.answer.borrow() {
+                Some(answer) => answer.is_ok(),
+                None => !job.task.is_finished(),
+            };
+            if is_usable {
+                return (job, false);
+            }
+        }
+        running.retain(|_, job| job.strong_count() > 0);
+        let (sender, answer) = watch::channel(None);
+        let work = start();
+        let task = async move { drop(sender.send(Some(work.await))) };
+        let task = tokio::spawn(task.instrument(tracing::Span::current()));
+        let job = Arc::new(Job { answer, task });
+        running.insert(what, Arc::downgrade(&job));
+        (job, true)
+    }
+}
