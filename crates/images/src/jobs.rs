@@ -13,9 +13,21 @@ use tracing::Instrument;
 use crate::digest::Digest;
 use crate::error::Error;
 
-/// Work that several callers may want done at once, by what it makes.
+/// Work that several callers may want done at once.
 pub(crate) struct Jobs<T> {
-    running: Mutex<HashMap<Digest, Weak<Job<T>>>>,
+    running: Mutex<HashMap<JobKey, Weak<Job<T>>>>,
+}
+
+/// What a job is known by. The same content from two registries is two jobs, as it is from two repositories
+/// of one (which may stand before registries of others): whoever waits for one waits for a server that
+/// the pull itself has chosen, and has asked with its own credentials.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct JobKey {
+    /// The registry's repository, see [`Session::source`](crate::registry::Session::source).
+    pub(crate) source: String,
+    pub(crate) blob: Digest,
+    /// What becomes of the blob.
+    pub(crate) makes: Digest,
 }
 
 /// One piece of work under way. It stops when the last who waits for it has gone.
@@ -37,24 +49,24 @@ impl<T> Default for Jobs<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Jobs<T> {
-    /// Waits for the job that makes `what`, or starts it. The failure of somebody else's job is
+    /// Waits for the job of this key, or starts it. The failure of somebody else's job is
     /// not this caller's: credentials and endpoint were others; it then tries by itself.
     /// For as long as the job is kept, what it made is there for everybody.
     pub(crate) async fn run<F>(
         &self,
-        what: Digest,
+        key: JobKey,
         start: impl Fn() -> F,
     ) -> Result<(T, Arc<Job<T>>), Error>
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         loop {
-            let (job, is_ours) = self.join(what, &start);
+            let (job, is_ours) = self.join(&key, &start);
             let mut answer = job.answer.clone();
             let answer = match answer.wait_for(Option::is_some).await {
                 Ok(answer) => answer.clone().expect("just waited for"),
                 // The task has panicked: nobody aborts it while we hold it.
-                Err(_) => Err(Error::Cancelled { image: what.to_string() }),
+                Err(_) => Err(Error::Cancelled { image: key.makes.to_string() }),
             };
             match answer {
                 Err(_) if !is_ours => {}
@@ -63,12 +75,12 @@ impl<T: Clone + Send + Sync + 'static> Jobs<T> {
         }
     }
 
-    fn join<F>(&self, what: Digest, start: impl Fn() -> F) -> (Arc<Job<T>>, bool)
+    fn join<F>(&self, key: &JobKey, start: impl Fn() -> F) -> (Arc<Job<T>>, bool)
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(job) = running.get(&what).and_then(Weak::upgrade) {
+        if let Some(job) = running.get(key).and_then(Weak::upgrade) {
             let is_usable = match &*job.answer.borrow() {
                 Some(answer) => answer.is_ok(),
                 None => !job.task.is_finished(),
@@ -83,7 +95,7 @@ impl<T: Clone + Send + Sync + 'static> Jobs<T> {
         let task = async move { drop(sender.send(Some(work.await))) };
         let task = tokio::spawn(task.instrument(tracing::Span::current()));
         let job = Arc::new(Job { answer, task });
-        running.insert(what, Arc::downgrade(&job));
+        running.insert(key.clone(), Arc::downgrade(&job));
         (job, true)
     }
 }

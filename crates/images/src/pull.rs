@@ -3,8 +3,8 @@
 //! Every caller asks the registry for the manifest itself, with its own credentials: that is what
 //! decides whether it may have the image. So it does for the config, whether or not that is held:
 //! an id is no secret, and a manifest that names it may be anybody's. Only what these lead to is
-//! shared: each layer (and config) under way is one job, whoever needs it and for whichever image;
-//! a job that nobody waits for any more is stopped. Layers that are complete stay.
+//! shared: each layer (and config) under way is one job, whoever needs it from that repository; a
+//! job that nobody waits for any more is stopped. Layers that are complete stay, for everybody.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::auth::{self, Credentials};
 use crate::blob::{Descriptor, LayerBlob, Refusal};
 use crate::digest::{Digest, ImageId};
 use crate::error::Error;
-use crate::jobs::Job;
+use crate::jobs::{Job, JobKey};
 use crate::layer;
 use crate::manifest::{
     ArtifactManifest, ImageManifest, MOST_LAYERS, Manifest, mounted, parse_config,
@@ -246,7 +246,9 @@ impl Store {
             let meter = self.shared.progress.meter();
             async move { Ok(layer::fetch_small(&session, &blob, "the config", meter).await?.into()) }
         };
-        self.shared.config_jobs.run(blob.digest, fetch).await
+        let source = session.source().to_owned();
+        let key = JobKey { source, blob: blob.digest, makes: blob.digest };
+        self.shared.config_jobs.run(key, fetch).await
     }
 
     /// Sees to it that every layer is here. The largest begins first: it takes longest.
@@ -284,7 +286,9 @@ impl Store {
                 store.make_layer(&session, &layer, windows).await
             }
         };
-        self.shared.layer_jobs.run(layer.diff_id, fetch).await.map(drop)
+        let source = session.source().to_owned();
+        let key = JobKey { source, blob: layer.blob.digest, makes: layer.diff_id };
+        self.shared.layer_jobs.run(key, fetch).await.map(drop)
     }
 
     async fn make_layer(

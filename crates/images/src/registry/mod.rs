@@ -174,6 +174,11 @@ impl Session {
     pub(crate) fn image(&self) -> &str {
         &self.image
     }
+
+    /// The registry and its repository, as nothing else is called.
+    pub(crate) fn source(&self) -> &str {
+        self.base.as_str()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

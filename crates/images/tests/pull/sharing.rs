@@ -114,19 +114,19 @@ async fn when_the_last_caller_has_gone_the_download_stops_and_finished_layers_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_share_the_layers_they_have_in_common_even_while_those_come() {
+async fn images_of_a_repository_share_the_layers_they_have_in_common_even_while_those_come() {
     let registry = Scripted::start().await;
     let common = tar_of(&[("common", &[1; 9000])]);
     let one = TestImage::of(&[common.clone(), tar_of(&[("x", b"1")])]);
     let two = TestImage::of(&[common, tar_of(&[("x", b"2")])]);
-    registry.put("one:1", &one);
-    registry.put("two:1", &two);
+    registry.put("app:1", &one);
+    registry.put("app:2", &two);
     let gate = Arc::new(Semaphore::new(0));
     registry.fail(one.layers[0].digest(), 1, Fault::Hold(Arc::clone(&gate)));
     let test = TestStore::with(&[&registry.host], "", |options| {
         options.stall_timeout = std::time::Duration::from_secs(20);
     });
-    let pulls = ["one:1", "two:1"].map(|name| start(&test, &format!("{}/{name}", registry.host)));
+    let pulls = ["app:1", "app:2"].map(|name| start(&test, &format!("{}/{name}", registry.host)));
     until("both are at it", || test.layers().len() == 2).await;
     gate.add_permits(1);
     for pull in pulls {
@@ -136,7 +136,7 @@ async fn images_share_the_layers_they_have_in_common_even_while_those_come() {
     assert_eq!(test.layers().len(), 3);
 
     // The one goes, what the other needs stays.
-    test.store.remove(&format!("{}/one:1", registry.host)).unwrap();
+    test.store.remove(&format!("{}/app:1", registry.host)).unwrap();
     assert_eq!(test.layers().len(), 2);
     let left = test.store.list();
     assert_eq!(left[0].id.to_string(), two.id());
@@ -163,4 +163,36 @@ async fn somebody_elses_failed_download_is_not_this_callers_failure() {
     // The first's answer never comes; its next try is refused.
     assert!(first.await.unwrap().is_err());
     second.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_registry_or_repository_keeps_nobody_waiting_who_has_another() {
+    let (slow, good) = (Scripted::start().await, Scripted::start().await);
+    let image = image();
+    for (registry, name) in [(&slow, "app:1"), (&good, "app:1"), (&good, "copy:1")] {
+        registry.put(name, &image);
+    }
+    let gate = Arc::new(Semaphore::new(0));
+    let paths =
+        [&image.config, &image.layers[0]].map(|blob| format!("app/blobs/{}", blob.digest()));
+    slow.fail(&paths[0], 1, Fault::Hold(Arc::clone(&gate)));
+    slow.fail(&paths[1], 1, Fault::Pause(10, Arc::clone(&gate)));
+    good.fail(&paths[1], 1, Fault::Pause(10, Arc::clone(&gate)));
+    let test = TestStore::with(&[&slow.host, &good.host], "", |options| {
+        options.stall_timeout = std::time::Duration::from_secs(20);
+    });
+    let others = [&slow, &good].map(|registry| start(&test, &format!("{}/app:1", registry.host)));
+    until("the one waits for its config", || slow.requests(&paths[0]).len() == 1).await;
+    until("the other for a layer", || good.requests(&paths[1]).len() == 1).await;
+
+    test.pull(&format!("{}/copy:1", good.host)).await.unwrap();
+    let layers = test.layers();
+    assert!(others.iter().all(|pull| !pull.is_finished()));
+    // Whoever comes second finds the layer here, and leaves nothing behind.
+    gate.add_permits(3);
+    for pull in others {
+        assert_eq!(pull.await.unwrap().unwrap().id.to_string(), image.id());
+    }
+    assert_eq!(test.layers(), layers);
+    assert!(test.incoming().is_empty());
 }
