@@ -46,6 +46,8 @@ pub struct PullRequest<'a> {
 struct Place<'a> {
     sources: &'a Sources,
     endpoint: &'a Endpoint,
+    /// There is no other to be asked after it.
+    is_last: bool,
 }
 
 /// What one caller wants.
@@ -116,13 +118,14 @@ impl Store {
                 &endpoint.host,
                 &endpoint.repository,
             );
-            let place = Place { sources, endpoint: &endpoint };
+            let is_last = endpoints.peek().is_none();
+            let place = Place { sources, endpoint: &endpoint, is_last };
             answer = match credentials.await {
                 Ok(credentials) => self.pull_from(place, credentials, asked).await,
                 Err(error) => Err(error),
             };
             match &answer {
-                Err(error) if error.may_differ_elsewhere() && endpoints.peek().is_some() => {
+                Err(error) if error.may_differ_elsewhere() && !is_last => {
                     warn!(image = %reference, mirror = endpoint.host, %error, "mirror failed");
                 }
                 Ok(_) | Err(_) => break,
@@ -133,13 +136,13 @@ impl Store {
 
     async fn pull_from(
         &self,
-        Place { sources, endpoint }: Place<'_>,
+        Place { sources, endpoint, is_last }: Place<'_>,
         credentials: Credentials,
         Asked { name: reference, namespace, pull }: Asked<'_>,
     ) -> Result<Arc<Image>, Error> {
         let image = reference.to_string();
         let session = Session::open(&sources.connections, endpoint, credentials, &image).await?;
-        let session = Arc::new(session);
+        let session = Arc::new(if is_last { session.into_last_resort() } else { session });
         let described = self.describe(&session, reference).await?;
         let evidence = self
             .admit(Arrival {

@@ -2,16 +2,20 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::debug;
 
+use super::pace::Pace;
 use crate::blob::Descriptor;
 use crate::error::{Cause, Error};
 use crate::progress::Meter;
-use crate::registry::{Session, wait_before_next_try};
+use crate::registry::{Session, wait_before_next_try, wait_within};
 
 /// Where pieces go, and are counted. The reader decides when it has enough: it may go away at any
 /// time.
@@ -23,13 +27,18 @@ pub(super) struct Sink {
 /// Delivers exactly the descriptor's number of bytes, in order. A cut or stalled connection is
 /// continued where it ended; tries count anew whenever bytes arrived.
 ///
+/// Once anything has `begun` there is something to lose: then a registry that is down is asked
+/// again for as long as the session has patience, also for what has no bytes yet.
+///
 /// Bytes are not verified here: whoever reads them hashes them anyway.
 pub(super) async fn download(
     session: &Session,
     blob: &Descriptor,
     sink: Sink,
+    begun: &AtomicBool,
 ) -> Result<(), Error> {
-    let mut transfer = Transfer { session, blob, sink, offset: 0 };
+    let pace = Pace::new(session.patience());
+    let mut transfer = Transfer { session, blob, sink, begun, pace, offset: 0 };
     let mut tried = 0;
     loop {
         let before = transfer.offset;
@@ -41,11 +50,15 @@ pub(super) async fn download(
             tried = 0;
         }
         tried += 1;
-        let Some(wait) = wait_before_next_try(&error, tried) else { return Err(error) };
+        let Some(wait) = transfer.wait_before_next_try(&error, tried) else { return Err(error) };
         debug!(image = session.image(), blob = %blob.digest, offset = transfer.offset, tried,
             "download was cut, continuing");
         transfer.sink.meter.resumed();
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => transfer.pace.note(wait, 0, 0),
+            // The reader has failed, and says why.
+            () = transfer.sink.pieces.closed() => return Ok(()),
+        }
     }
 }
 
@@ -53,6 +66,8 @@ struct Transfer<'a> {
     session: &'a Session,
     blob: &'a Descriptor,
     sink: Sink,
+    begun: &'a AtomicBool,
+    pace: Pace,
     /// How many bytes have been delivered.
     offset: u64,
 }
@@ -63,27 +78,39 @@ impl Transfer<'_> {
         if self.offset == self.blob.size {
             return Ok(());
         }
-        let mut answer = self.session.blob(self.blob.digest, self.offset).await?;
+        let asked = Instant::now();
+        let answer = self.session.blob(self.blob.digest, self.offset).await;
+        self.pace.note(asked.elapsed(), 0, 0);
+        let mut answer = answer?;
         let mut position = answer.offset;
         while self.offset < self.blob.size {
-            let piece = match answer.stream.next().await {
+            let asked = Instant::now();
+            let piece = answer.stream.next().await;
+            let waited = asked.elapsed();
+            let piece = match piece {
                 Some(Ok(piece)) => piece,
-                Some(Err(error)) => return Err(self.cut(Arc::new(error.without_url()))),
+                Some(Err(error)) => return Err(self.cut(waited, Arc::new(error.without_url()))),
                 None => {
                     let early = io::Error::from(io::ErrorKind::UnexpectedEof);
-                    return Err(self.cut(Arc::new(early)));
+                    return Err(self.cut(waited, Arc::new(early)));
                 }
             };
             let wanted = piece_from(piece, position, self.offset);
-            position += wanted.skipped + wanted.piece.len() as u64;
-            if self.offset + wanted.piece.len() as u64 > self.blob.size {
+            let length = wanted.piece.len() as u64;
+            position += wanted.skipped + length;
+            if self.offset + length > self.blob.size {
                 return Err(self.too_long());
+            }
+            self.pace.note(waited, wanted.skipped, length);
+            if self.pace.left().is_zero() {
+                return Err(self.cut(Duration::ZERO, Arc::new(TooSlow)));
             }
             if wanted.piece.is_empty() {
                 continue;
             }
-            self.offset += wanted.piece.len() as u64;
-            self.sink.meter.received(wanted.piece.len() as u64);
+            self.offset += length;
+            self.begun.store(true, Ordering::Relaxed);
+            self.sink.meter.received(length);
             if self.sink.pieces.send(wanted.piece).await.is_err() {
                 // The reader has failed, and says why.
                 return Ok(());
@@ -92,7 +119,15 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    fn cut(&self, source: Cause) -> Error {
+    fn wait_before_next_try(&self, error: &Error, tried: u32) -> Option<Duration> {
+        match self.begun.load(Ordering::Relaxed) && self.session.is_last_resort() {
+            true => wait_within(self.pace.left(), error, tried),
+            false => wait_before_next_try(error, tried),
+        }
+    }
+
+    fn cut(&mut self, waited: Duration, source: Cause) -> Error {
+        self.pace.note(waited, 0, 0);
         let image = self.session.image().to_owned();
         Error::RegistryUnavailable { image, retry_after: None, source }
     }
@@ -107,6 +142,10 @@ impl Transfer<'_> {
         }
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("its bytes come too slowly")]
+struct TooSlow;
 
 struct Wanted {
     piece: Bytes,

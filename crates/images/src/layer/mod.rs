@@ -9,12 +9,14 @@
 //! A blob that is no archive takes the short way, from sha256 to a file.
 
 mod download;
+mod pace;
 mod reader;
 mod window;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
@@ -61,7 +63,7 @@ pub(crate) async fn fetch<T: Send + 'static>(
     let unpacking = tokio::task::spawn_blocking(move || {
         done(unpack_verified(blob, &expected, &directory, &bounds, &image))
     });
-    let downloaded = download(session, &layer.blob, sink).await;
+    let downloaded = download(session, &layer.blob, sink, session.has_layers_begun()).await;
     let unpacked = unpacking.await.map_err(|panic| {
         let source = Arc::new(io::Error::other(panic));
         Error::Io { action: "unpack a layer".to_owned(), source }
@@ -86,8 +88,9 @@ pub(crate) async fn fetch_small(
         }
         content
     };
-    let (downloaded, content) =
-        futures_util::future::join(download(session, blob, sink), collecting).await;
+    let begun = AtomicBool::new(false);
+    let downloading = download(session, blob, sink, &begun);
+    let (downloaded, content) = futures_util::future::join(downloading, collecting).await;
     downloaded?;
     let image = session.image().to_owned();
     match Digest::of(&content) {

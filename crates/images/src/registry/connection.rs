@@ -196,6 +196,11 @@ impl Reach {
         Err(GetError::TooManyRedirects)
     }
 
+    /// How long a connection may be silent.
+    pub(super) fn stall(&self) -> Duration {
+        self.connections.shared.stall
+    }
+
     /// A token is asked for where the registry says, but nobody's password travels in the clear
     /// for a registry that is trusted only with TLS. Redirects are not followed: the body of a
     /// request may be a secret.

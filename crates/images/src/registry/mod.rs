@@ -9,6 +9,7 @@ mod challenge;
 mod connection;
 mod file;
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -36,6 +37,11 @@ pub(crate) const TRIES: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// A registry that asks for more patience than this is left to the caller's own next try.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The longest wait between two tries in mid-pull that a registry does not ask for.
+const LONGEST_OWN_WAIT: Duration = Duration::from_secs(10);
+/// How long a download may go on in vain, in stalls of a connection: 5 minutes by default. Registries
+/// restart, networks are mended, and what a pull has of unfinished layers is lost with it.
+const PATIENCE: u32 = 10;
 
 /// What the distribution specification lets registries refuse to take.
 const LARGEST_MANIFEST: u64 = 4 << 20;
@@ -54,6 +60,8 @@ pub(crate) struct Session {
     authorization: Authorization,
     /// What errors call the image.
     image: String,
+    is_last_resort: bool,
+    has_layers_begun: AtomicBool,
 }
 
 impl Session {
@@ -70,7 +78,14 @@ impl Session {
         let base = base.parse().map_err(|error| failed(image, error))?;
         let reach = host.reach;
         let authorization = Authorization::new(credentials, &endpoint.repository, reach.clone());
-        Ok(Self { reach, base, authorization, image: image.to_owned() })
+        let (image, has_layers_begun) = (image.to_owned(), AtomicBool::new(false));
+        Ok(Self { reach, base, authorization, image, is_last_resort: false, has_layers_begun })
+    }
+
+    /// Says that there is no other place to ask if this one fails.
+    #[must_use]
+    pub(crate) fn into_last_resort(self) -> Self {
+        Self { is_last_resort: true, ..self }
     }
 
     /// The manifest by digest if given, else by tag; with its verified digest.
@@ -175,6 +190,20 @@ impl Session {
         &self.image
     }
 
+    pub(crate) fn is_last_resort(&self) -> bool {
+        self.is_last_resort
+    }
+
+    /// Set once a layer's first bytes are here.
+    pub(crate) fn has_layers_begun(&self) -> &AtomicBool {
+        &self.has_layers_begun
+    }
+
+    /// How long a download may go on in vain.
+    pub(crate) fn patience(&self) -> Duration {
+        self.reach.stall() * PATIENCE
+    }
+
     /// The registry and its repository, as nothing else is called.
     pub(crate) fn source(&self) -> &str {
         self.base.as_str()
@@ -200,10 +229,20 @@ fn start_of(answer: &Response) -> Option<u64> {
 /// How long to wait before a request that has failed `tried` times in a row is made again; none if
 /// another try is pointless, or somebody else's to make.
 pub(crate) fn wait_before_next_try(error: &Error, tried: u32) -> Option<Duration> {
+    let wait = wait(error, tried, Duration::MAX)?;
+    (tried < TRIES && wait <= LONGEST_WAIT).then_some(wait)
+}
+
+/// As [`wait_before_next_try`], for as often as `patience` has room for it.
+pub(crate) fn wait_within(patience: Duration, error: &Error, tried: u32) -> Option<Duration> {
+    wait(error, tried, LONGEST_OWN_WAIT).filter(|wait| *wait < patience)
+}
+
+fn wait(error: &Error, tried: u32, longest: Duration) -> Option<Duration> {
     let Error::RegistryUnavailable { retry_after, .. } = error else { return None };
     let own = FIRST_WAIT * 3_u32.saturating_pow(tried.saturating_sub(1));
-    let wait = retry_after.map_or(own, |asked| asked.max(own));
-    (tried < TRIES && wait <= LONGEST_WAIT).then_some(wait)
+    let own = own.min(longest);
+    Some(retry_after.map_or(own, |asked| asked.max(own)))
 }
 
 /// Reads an answer of at most `most` bytes.
@@ -258,5 +297,22 @@ mod tests {
         }
         let gone = Error::NoSuchImage { image: String::new() };
         assert_eq!(wait_before_next_try(&gone, 1), None);
+
+        // In mid-pull.
+        for (patience, asked, tried, expected) in [
+            (300, None, 1, Some(200)),
+            (300, None, 4, Some(5400)),
+            (300, None, 5, Some(10_000)),
+            (300, None, 500, Some(10_000)),
+            (10, None, 500, None),
+            (300, Some(90), 1, Some(90_000)),
+            (60, Some(90), 1, None),
+            (0, None, 1, None),
+        ] {
+            let wait = wait_within(Duration::from_secs(patience), &unavailable(asked), tried);
+            let expected = expected.map(Duration::from_millis);
+            assert_eq!(wait, expected, "{patience} {asked:?} {tried}");
+        }
+        assert_eq!(wait_within(Duration::MAX, &gone, 1), None);
     }
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::support::{Registry, TestImage, TestStore, names, registries, tar_of};
+use crate::support::{Registry, TestImage, TestStore, names, registries, tar_of, until};
 
 /// xorshift: the same on every run.
 struct Random(u64);
@@ -46,9 +46,17 @@ fn image(random: &mut Random, layers: usize, bytes: usize) -> TestImage {
 /// Stands before a registry, and ends each connection after some number of its answers' bytes.
 struct Cutter {
     host: String,
-    cuts: Arc<AtomicUsize>,
-    passed: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     server: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Counts {
+    cuts: AtomicUsize,
+    /// Connections that ended at once, because the registry was down.
+    vain: AtomicUsize,
+    /// Bytes of its answers.
+    passed: AtomicU64,
 }
 
 impl Drop for Cutter {
@@ -62,20 +70,33 @@ impl Cutter {
     async fn before(registry: &str, seed: u64, least: u64, spread: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let (cuts, passed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
-        let (registry, counts) = (registry.to_owned(), (Arc::clone(&cuts), Arc::clone(&passed)));
+        let (registry, counts) = (registry.to_owned(), Arc::new(Counts::default()));
+        let counted = Arc::clone(&counts);
         let server = tokio::spawn(async move {
             let mut random = Random(seed);
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                let server = TcpStream::connect(&registry).await.unwrap();
-                let (after, counts) = (least + random.below(spread), counts.clone());
-                tokio::spawn(async move {
-                    drop(pass(client, server, after, &counts.0, &counts.1).await);
-                });
+                let Ok(server) = TcpStream::connect(&registry).await else {
+                    counted.vain.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                };
+                let (after, counts) = (least + random.below(spread), Arc::clone(&counted));
+                tokio::spawn(async move { drop(pass(client, server, after, &counts).await) });
             }
         });
-        Self { host, cuts, passed, server }
+        Self { host, counts, server }
+    }
+
+    fn cuts(&self) -> usize {
+        self.counts.cuts.load(Ordering::Relaxed)
+    }
+
+    fn vain(&self) -> usize {
+        self.counts.vain.load(Ordering::Relaxed)
+    }
+
+    fn passed(&self) -> u64 {
+        self.counts.passed.load(Ordering::Relaxed)
     }
 }
 
@@ -83,17 +104,16 @@ async fn pass(
     client: TcpStream,
     server: TcpStream,
     after: u64,
-    cuts: &AtomicUsize,
-    passed: &AtomicU64,
+    counts: &Counts,
 ) -> std::io::Result<()> {
     let (mut asks, mut told) = client.into_split();
     let (mut answers, mut asked) = server.into_split();
     let up = async { tokio::io::copy(&mut asks, &mut asked).await.map(drop) };
     let down = async {
         let copied = tokio::io::copy(&mut (&mut answers).take(after), &mut told).await?;
-        passed.fetch_add(copied, Ordering::Relaxed);
+        counts.passed.fetch_add(copied, Ordering::Relaxed);
         if copied == after {
-            cuts.fetch_add(1, Ordering::Relaxed);
+            counts.cuts.fetch_add(1, Ordering::Relaxed);
         }
         told.shutdown().await
     };
@@ -111,13 +131,38 @@ async fn a_network_that_breaks_at_random_bytes_costs_no_byte_twice() {
         let test = TestStore::new(&[&cutter.host]);
         let pulled = test.pull(&format!("{}/app:1", cutter.host)).await.unwrap();
         assert_eq!(pulled.id.to_string(), image.id(), "seed {seed}");
-        let (cuts, passed) =
-            (cutter.cuts.load(Ordering::Relaxed), cutter.passed.load(Ordering::Relaxed));
+        let (cuts, passed) = (cutter.cuts(), cutter.passed());
         assert!(cuts >= 4 << 2, "seed {seed}: {cuts} cuts");
         // What is said around the blobs: headers, the manifest, what was asked in vain.
         let around = (cuts as u64 + 20) * 2000;
         assert!(passed < whole + around, "seed {seed}: {passed} of {whole} bytes, {cuts} cuts");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_down_for_a_while_in_mid_pull_costs_no_byte_twice() {
+    let mut registry = Registry::start().await;
+    let image = image(&mut Random(13), 4, 2 << 20);
+    registry.push("app:1", &image).await;
+    let whole: u64 = image.blobs().map(|blob| blob.bytes.len() as u64).sum();
+    let cutter = Cutter::before(&registry.host, 1, 300 << 10, 1).await;
+    let test = TestStore::with(&[&cutter.host], "", |options| {
+        options.stall_timeout = Duration::from_secs(30);
+    });
+    let name = format!("{}/app:1", cutter.host);
+    let outage = async {
+        until("every layer has begun", || cutter.cuts() >= 4).await;
+        registry.stop();
+        // With the one that was cut these are as many tries as a layer has before its first byte.
+        until("it was missed for long", || cutter.vain() >= 3 * 4).await;
+        registry.start_again().await;
+    };
+    let (pulled, ()) = tokio::join!(test.pull(&name), outage);
+    assert_eq!(pulled.unwrap().id.to_string(), image.id());
+    let around = (cutter.cuts() + cutter.vain() + 20) as u64 * 2000;
+    let passed = cutter.passed();
+    assert!(passed < whole + around, "{passed} of {whole} bytes");
+    assert_eq!(test.store.pull_counts().bytes_received, whole);
 }
 
 /// What a directory tree holds: by path, attributes and content.

@@ -76,6 +76,58 @@ async fn a_range_that_was_not_asked_for_is_not_taken_for_the_one_that_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn registries_that_trickle_give_up_their_slots_in_the_end() {
+    let (slow, good) = (Scripted::start().await, Scripted::start().await);
+    let image = noisy_image();
+    good.put("noisy:1", &image);
+    slow.put("noisy:1", &image);
+    slow.put("copy:1", &image);
+    let layer = image.layers[0].digest();
+    slow.fail(layer, 99, Fault::Trickle);
+    let test = TestStore::with(&[&slow.host, &good.host], "", |options| {
+        options.parallel_layers = 1.try_into().unwrap();
+        options.stall_timeout = Duration::from_millis(300);
+    });
+    // The one slot, and the one beyond it for a pull that has none.
+    let names = [format!("{}/noisy:1", slow.host), format!("{}/copy:1", slow.host)];
+    let [first, second] = names.each_ref().map(|name| test.pull(name));
+    let third = async {
+        crate::support::until("they are at it", || slow.requests(layer).len() == 2).await;
+        test.pull(&format!("{}/noisy:1", good.host)).await
+    };
+    let (first, second, third) = tokio::join!(first, second, third);
+    for error in [first.unwrap_err(), second.unwrap_err()] {
+        let Error::RegistryUnavailable { source, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(source.to_string(), "its bytes come too slowly");
+    }
+    assert_eq!(test.read(&third.unwrap(), "noise"), noise());
+    assert_eq!(slow.requests(layer).len(), 2, "the same again would be no better");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_mid_pull_a_registry_is_asked_for_longer_and_giving_up_still_ends_at_once() {
+    let registry = Scripted::start().await;
+    let image = noisy_image();
+    let layer = image.layers[0].digest();
+    registry.put("noisy:1", &image);
+    registry.fail(layer, 1, Fault::Cut(100_000));
+    registry.fail(layer, 99, Fault::Status(503));
+    let test = TestStore::with(&[&registry.host], "", |options| {
+        options.stall_timeout = Duration::from_secs(5);
+    });
+    let name = format!("{}/noisy:1", registry.host);
+    let requests = || registry.requests(layer).len();
+    let waiting = crate::support::until("more tries than before a first byte", || requests() > 4);
+    tokio::select! {
+        pulled = test.pull(&name) => panic!("it is over: {pulled:?}"),
+        () = waiting => {}
+    }
+    // It was given up, ten seconds before its next try.
+    crate::support::until("nothing is being made", || test.incoming().is_empty()).await;
+    assert_eq!(requests(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_differ_from_their_digest_are_refused_and_leave_nothing() {
     let image = noisy_image();
     let layer = &image.layers[0];

@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     Cut(usize),
     /// So many bytes of the body, then nothing more ever.
     Stall(usize),
+    /// A byte now and then, never silent for long.
+    Trickle,
     /// Other bytes than were asked for.
     Body(Vec<u8>),
     /// The whole blob, whatever range was asked for.
@@ -277,6 +279,7 @@ async fn perform(
         Some(
             Fault::Cut(_)
             | Fault::Stall(_)
+            | Fault::Trickle
             | Fault::Pause(..)
             | Fault::NoRange(_)
             | Fault::Range(_),
@@ -304,6 +307,12 @@ async fn perform(
         Some(Fault::Stall(length)) => {
             connection.write_all(&answer.body[..length]).await?;
             tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
+        Some(Fault::Trickle) => {
+            for byte in answer.body {
+                connection.write_all(&[byte]).await?;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
         Some(Fault::Pause(length, gate)) => {
             connection.write_all(&answer.body[..length]).await?;

@@ -185,17 +185,25 @@ impl Registry {
         // JSON is YAML.
         let path = directory.path().join("config.yml");
         fs_err::write(&path, config.to_string()).unwrap();
-        let process = Command::new("docker-registry")
-            .args(["serve".as_ref(), path.as_os_str()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry is installed");
-        let registry = Self { process, host, password, directory };
-        let host = registry.host.clone();
-        until("registry is up", || std::net::TcpStream::connect(&host).is_ok()).await;
+        let registry = Self { process: serve(&path), host, password, directory };
+        registry.is_up().await;
         registry
+    }
+
+    async fn is_up(&self) {
+        until("registry is up", || std::net::TcpStream::connect(&self.host).is_ok()).await;
+    }
+
+    /// Kills it.
+    pub(crate) fn stop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts it where it was, with what it had.
+    pub(crate) async fn start_again(&mut self) {
+        self.process = serve(&self.directory.path().join("config.yml"));
+        self.is_up().await;
     }
 
     /// Stores `image` under `name`, `repository:tag`.
@@ -232,6 +240,17 @@ impl Registry {
         client.auth(&reference, &auth, RegistryOperation::Push).await.unwrap();
         (client, reference)
     }
+}
+
+/// The real thing, with this configuration.
+fn serve(config: &Path) -> Child {
+    Command::new("docker-registry")
+        .args(["serve".as_ref(), config.as_os_str()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("docker-registry is installed")
 }
 
 pub(crate) fn install_crypto() {
