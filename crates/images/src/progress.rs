@@ -6,17 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 
 use crate::blob::LayerBlob;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::layer::{LargeWindow, Windows};
 use crate::reference::Reference;
 use crate::shares::PullId;
-
-/// Memory for the windows of one pull's zstd streams together: two of the largest, which is what many
-/// tools write. A layer waits for its share.
-const WINDOWS_MEBIBYTES: usize = 16;
 
 /// A pull under way.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -68,6 +64,7 @@ pub(crate) struct Counters {
 pub(crate) struct Progress {
     counters: Arc<Counters>,
     next: AtomicU64,
+    large_window: LargeWindow,
     pulls: Mutex<Vec<Weak<Pull>>>,
     /// Bytes received of the layers under way.
     layers: Mutex<HashMap<Digest, Weak<AtomicU64>>>,
@@ -76,8 +73,8 @@ pub(crate) struct Progress {
 /// One pull: what it has to itself, and how it gets on. Dropped without an end, it was given up.
 pub(crate) struct Pull {
     pub(crate) id: PullId,
-    /// Memory for the windows of its zstd streams, in mebibytes.
-    pub(crate) windows: Arc<Semaphore>,
+    /// Memory for the windows of its zstd streams.
+    pub(crate) windows: Windows,
     image: String,
     began: Instant,
     plan: Mutex<Vec<LayerBlob>>,
@@ -96,7 +93,7 @@ impl Progress {
     pub(crate) fn begin(&self, reference: &Reference) -> Arc<Pull> {
         let pull = Arc::new(Pull {
             id: PullId(self.next.fetch_add(1, Ordering::Relaxed)),
-            windows: Arc::new(Semaphore::new(WINDOWS_MEBIBYTES)),
+            windows: Windows::new(self.large_window.clone()),
             image: reference.to_string(),
             began: Instant::now(),
             plan: Mutex::default(),

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::auth::{self, Credentials};
@@ -18,7 +17,7 @@ use crate::blob::{Descriptor, LayerBlob, Refusal};
 use crate::digest::{Digest, ImageId};
 use crate::error::Error;
 use crate::jobs::{Job, JobKey};
-use crate::layer;
+use crate::layer::{self, Windows};
 use crate::manifest::{
     ArtifactManifest, ImageManifest, MOST_LAYERS, Manifest, mounted, parse_config,
 };
@@ -283,7 +282,7 @@ impl Store {
         let fetch = || {
             let (store, session, layer) = (self.clone(), Arc::clone(&session), layer.clone());
             // The pull itself may end before the job does, which others wait for, too.
-            let (id, windows) = (pull.id, Arc::clone(&pull.windows));
+            let (id, windows) = (pull.id, pull.windows.clone());
             async move {
                 let _slot = store.shared.shares.acquire(id).await;
                 store.make_layer(&session, &layer, windows).await
@@ -298,7 +297,7 @@ impl Store {
         &self,
         session: &Session,
         layer: &LayerBlob,
-        windows: Arc<Semaphore>,
+        windows: Windows,
     ) -> Result<(), Error> {
         let image = session.image().to_owned();
         let failed = |error| Error::writing(&image, "store a layer", error);

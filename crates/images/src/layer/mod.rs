@@ -9,6 +9,7 @@
 //! A blob that is no archive takes the short way, from sha256 to a file.
 
 mod download;
+mod frames;
 mod pace;
 mod reader;
 mod window;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::blob::{Content, Descriptor, LayerBlob};
 use crate::digest::Digest;
@@ -29,16 +30,19 @@ use crate::registry::Session;
 use crate::unpack::{self, Limits, TooLarge, UnpackError, Unpacked};
 use download::{Sink, download};
 use reader::{ArchiveReader, BlobReader, Decoder};
+use window::WindowTooLarge;
+pub(crate) use window::{LargeWindow, Windows};
 
 /// Pieces between connection and decompressor. The HTTP client reads at most 400 KiB at a time: with the
 /// pieces at either end and the buffers of decompressor and unpacker, a layer holds at most 2.6 MiB, so
-/// that six at once (15.6 MiB) and the windows of zstd (16 MiB) stay below 32 MiB.
+/// that six at once (15.6 MiB) and the windows of zstd (16 MiB) stay below 32 MiB. One larger window, in
+/// the whole process, may come to that.
 const PIECES: usize = 3;
 
 /// What a layer may take, and where it is counted.
 pub(crate) struct Bounds {
     pub(crate) limits: Limits,
-    pub(crate) windows: Arc<Semaphore>,
+    pub(crate) windows: Windows,
     pub(crate) meter: Meter,
 }
 
@@ -108,9 +112,7 @@ fn unpack_verified(
 ) -> Result<Unpacked, Error> {
     let damaged = |source: io::Error| match TooLarge::within(&source) {
         Some(error) => too_large(image, layer, error.clone()),
-        None if source.kind() == io::ErrorKind::Unsupported => {
-            Error::Unsupported { image: image.to_owned(), what: source.to_string() }
-        }
+        None if WindowTooLarge::within(&source).is_some() => unsupported(image, &source),
         None => Error::Corrupt {
             image: image.to_owned(),
             what: format!("layer {}", layer.diff_id),
@@ -164,6 +166,9 @@ fn failed(error: UnpackError, archive: ArchiveReader, layer: &LayerBlob, image: 
     if let Some(error) = TooLarge::within(source) {
         return too_large(image, layer, error.clone());
     }
+    if let Some(error) = WindowTooLarge::within(source) {
+        return unsupported(image, error);
+    }
     if is_no_space(source) {
         return Error::NoSpace { image: image.to_owned(), source: Arc::new(error) };
     }
@@ -187,6 +192,10 @@ fn refusal(error: UnpackError, layer: &LayerBlob, image: &str) -> Error {
             Error::Corrupt { image, what: format!("layer {layer}"), source: Arc::new(error) }
         }
     }
+}
+
+fn unsupported(image: &str, what: impl ToString) -> Error {
+    Error::Unsupported { image: image.to_owned(), what: what.to_string() }
 }
 
 fn too_large(image: &str, layer: &LayerBlob, error: TooLarge) -> Error {

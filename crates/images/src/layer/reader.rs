@@ -2,15 +2,14 @@
 //! hashed on its way. All blocking.
 
 use std::io::{self, BufRead, Read};
-use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
-use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-use super::window::Window;
+use super::frames::Frames;
+use super::window::Windows;
 use crate::digest::Digest;
 use crate::unpack::Limits;
 
@@ -36,17 +35,14 @@ impl BlobReader {
         Self { pieces, piece: Bytes::new(), hasher: Sha256::new(), missing: size }
     }
 
-    /// Waits for the first bytes and shows them; zeros beyond the blob's end.
-    fn peek(&mut self) -> io::Result<[u8; 6]> {
-        let mut first = [0; 6];
+    /// Waits for the next bytes and shows them: `most`, or all that are left.
+    pub(super) fn peek(&mut self, most: usize) -> io::Result<&[u8]> {
         self.fill_buf()?;
-        while self.piece.len() < first.len() && self.missing > 0 {
+        while self.piece.len() < most && self.missing > 0 {
             let more = self.next_piece()?;
             self.piece = [&self.piece[..], &more].concat().into();
         }
-        let length = self.piece.len().min(first.len());
-        first[..length].copy_from_slice(&self.piece[..length]);
-        Ok(first)
+        Ok(&self.piece[..self.piece.len().min(most)])
     }
 
     fn next_piece(&mut self) -> io::Result<Bytes> {
@@ -96,24 +92,17 @@ impl Read for BlobReader {
 pub(crate) enum Decoder {
     Plain(BlobReader),
     Gzip(Box<MultiGzDecoder<BlobReader>>),
-    Zstd { decoder: Box<zstd::Decoder<'static, BlobReader>>, _window: OwnedSemaphorePermit },
+    Zstd(Box<Frames>),
 }
 
 impl Decoder {
     /// A stream with a window waits until `windows` has room for it.
-    pub(crate) fn new(mut blob: BlobReader, windows: &Arc<Semaphore>) -> io::Result<Self> {
-        let first = blob.peek()?;
+    pub(crate) fn new(mut blob: BlobReader, windows: &Windows) -> io::Result<Self> {
+        let first = blob.peek(ZSTD.len())?;
         Ok(if first.starts_with(GZIP) {
             Self::Gzip(Box::new(MultiGzDecoder::new(blob)))
-        } else if first.starts_with(ZSTD)
-            || (first[0] & 0xf0 == 0x50 && first[1..4] == *ZSTD_SKIPPABLE)
-        {
-            let window = Window::of_stream(first)?;
-            let share = Arc::clone(windows).acquire_many_owned(window.mebibytes());
-            let share = Handle::current().block_on(share).expect("never closed");
-            let mut decoder = zstd::Decoder::with_buffer(blob)?;
-            decoder.window_log_max(window.log())?;
-            Self::Zstd { decoder: Box::new(decoder), _window: share }
+        } else if first == ZSTD || is_skippable(first) {
+            Self::Zstd(Box::new(Frames::new(blob, windows)?))
         } else {
             Self::Plain(blob)
         })
@@ -123,7 +112,7 @@ impl Decoder {
         match self {
             Self::Plain(blob) => blob,
             Self::Gzip(decoder) => decoder.into_inner(),
-            Self::Zstd { decoder, .. } => decoder.finish(),
+            Self::Zstd(frames) => frames.into_blob(),
         }
     }
 }
@@ -133,9 +122,13 @@ impl Read for Decoder {
         match self {
             Self::Plain(blob) => blob.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
-            Self::Zstd { decoder, .. } => decoder.read(buffer),
+            Self::Zstd(frames) => frames.read(buffer),
         }
     }
+}
+
+fn is_skippable(first: &[u8]) -> bool {
+    matches!(first, [kind, magic @ ..] if kind & 0xf0 == 0x50 && magic == ZSTD_SKIPPABLE)
 }
 
 /// The archive: decompressed in large pieces, each hashed once.

@@ -1,48 +1,129 @@
-//! How far back a zstd stream reaches, which is how much memory it takes to read it. Pure.
+//! How far back zstd frames reach, which is how much memory it takes to read them, and who has it.
 
 use std::io;
+use std::sync::Arc;
 
-/// What every decoder should allow (RFC 8878, 3.1.1.1.2), and what tools that make images stay
-/// below.
-const LARGEST_LOG: u32 = 23;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 const MEBIBYTE: u64 = 1 << 20;
-const FRAME: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// What every decoder should allow (RFC 8878, 3.1.1.1.2), and what most tools that make images stay
+/// below.
+const LARGEST_SHARED: u64 = 8 * MEBIBYTE;
+/// What BuildKit writes at its higher levels (up to klauspost/compress 1.17.4: 16 and 32 MiB).
+pub(super) const LARGEST_LOG: u32 = 25;
+const LARGEST: u64 = 1 << LARGEST_LOG;
+/// Memory for the windows of one pull's streams together: two of the largest that are shared, which is
+/// what many tools write. A stream waits for its share.
+const SHARED_MEBIBYTES: usize = 16;
+
+const FRAME: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// A frame's longest header: magic number, descriptor, window, dictionary, size of the content.
+pub(super) const LONGEST_HEADER: usize = 4 + 1 + 1 + 4 + 8;
 
 /// A window that is allowed.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Window {
     bytes: u64,
 }
 
+/// A frame reaches back too far.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("zstd with a window of {} MiB, at most {} are supported", bytes / MEBIBYTE, LARGEST / MEBIBYTE)]
+pub(super) struct WindowTooLarge {
+    bytes: u64,
+}
+
+impl WindowTooLarge {
+    /// Finds it in the error of a reader.
+    pub(super) fn within(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+}
+
+impl From<WindowTooLarge> for io::Error {
+    fn from(error: WindowTooLarge) -> Self {
+        Self::new(io::ErrorKind::Unsupported, error)
+    }
+}
+
 impl Window {
-    /// Of a stream that begins with `first`. What the first frame does not tell (it may be one to
-    /// be skipped) counts as the largest that is allowed.
-    pub(super) fn of_stream(first: [u8; 6]) -> io::Result<Self> {
-        let largest = 1 << LARGEST_LOG;
-        let has_descriptor = first[4] & 0x20 == 0;
-        if first[..4] != FRAME || !has_descriptor {
-            return Ok(Self { bytes: largest });
-        }
-        let (exponent, mantissa) = (u32::from(first[5] >> 3), u64::from(first[5] & 7));
-        let base = 1_u64 << (10 + exponent);
-        let bytes = base + base / 8 * mantissa;
-        if bytes > largest {
-            let found = bytes / MEBIBYTE;
-            let most = largest / MEBIBYTE;
-            let reason = format!("zstd with a window of {found} MiB, at most {most} are supported");
-            return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
-        }
-        Ok(Self { bytes })
+    /// Of a frame that begins with `head`, which is as long as the longest header or all there is.
+    /// What is no frame, or one to be skipped, has none.
+    pub(super) fn of_frame(head: &[u8]) -> Result<Self, WindowTooLarge> {
+        let bytes = head.strip_prefix(FRAME).and_then(window).unwrap_or_default();
+        if bytes > LARGEST { Err(WindowTooLarge { bytes }) } else { Ok(Self { bytes }) }
     }
 
     /// Its share of the memory for windows.
-    pub(super) fn mebibytes(self) -> u32 {
-        u32::try_from(self.bytes.div_ceil(MEBIBYTE)).unwrap_or(u32::MAX)
+    fn mebibytes(self) -> u32 {
+        u32::try_from(self.bytes.div_ceil(MEBIBYTE)).expect("at most the largest")
+    }
+}
+
+/// In bytes, of the frame with this header; none if it is cut short.
+fn window(header: &[u8]) -> Option<u64> {
+    let descriptor = *header.first()?;
+    let has_own = descriptor & 0x20 == 0;
+    if has_own {
+        let window = *header.get(1)?;
+        let (exponent, mantissa) = (window >> 3, u64::from(window & 7));
+        let base = 1_u64 << (10 + exponent);
+        return Some(base + base / 8 * mantissa);
+    }
+    // A single segment: the content is the window.
+    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let length = 1 << (descriptor >> 6);
+    let size = header.get(1 + dictionary..)?.get(..length)?;
+    let mut bytes = [0; 8];
+    bytes[..length].copy_from_slice(size);
+    // Two bytes count from where one ends.
+    Some(u64::from_le_bytes(bytes).saturating_add(if length == 2 { 256 } else { 0 }))
+}
+
+/// The memory for windows that one pull's streams may have.
+#[derive(Clone)]
+pub(crate) struct Windows {
+    shared: Arc<Semaphore>,
+    large: LargeWindow,
+}
+
+/// The one window of the whole process that is larger than what a pull shares.
+#[derive(Clone)]
+pub(crate) struct LargeWindow(Arc<Semaphore>);
+
+impl Default for LargeWindow {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+/// Memory for windows of so many bytes, until dropped.
+pub(super) struct Share {
+    bytes: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Windows {
+    pub(crate) fn new(large: LargeWindow) -> Self {
+        Self { shared: Arc::new(Semaphore::new(SHARED_MEBIBYTES)), large }
     }
 
-    /// The decoder's bound: frames that follow may have no larger window.
-    pub(super) fn log(self) -> u32 {
-        self.bytes.next_power_of_two().ilog2()
+    /// Waits until there is room for `window`. Blocking; whoever waits should hold nothing.
+    pub(super) fn take(&self, window: Window) -> Share {
+        let (budget, wanted, bytes) = match window.bytes > LARGEST_SHARED {
+            true => (&self.large.0, 1, LARGEST),
+            false => (&self.shared, window.mebibytes(), u64::from(window.mebibytes()) * MEBIBYTE),
+        };
+        let permit = Arc::clone(budget).acquire_many_owned(wanted);
+        let permit = Handle::current().block_on(permit).expect("never closed");
+        Share { bytes, _permit: permit }
+    }
+}
+
+impl Share {
+    pub(super) fn has_room_for(&self, window: Window) -> bool {
+        window.bytes <= self.bytes
     }
 }
 
@@ -50,28 +131,67 @@ impl Window {
 mod tests {
     use super::*;
 
-    fn frame(descriptor: u8, window: u8) -> [u8; 6] {
-        let [a, b, c, d] = FRAME;
-        [a, b, c, d, descriptor, window]
+    fn frame(rest: &[u8]) -> Vec<u8> {
+        [FRAME, rest, &[0xff; 16]].concat()[..LONGEST_HEADER].to_vec()
     }
 
     #[test]
-    fn a_stream_takes_what_its_first_frame_tells() {
-        for (first, mebibytes, log) in [
-            (frame(0, 0), 1, 10),
-            (frame(0, 11 << 3), 2, 21),
-            (frame(0, 11 << 3 | 1), 3, 22),
-            (frame(0x04, 13 << 3), 8, 23),
-            // A single segment has no window of its own; a frame to be skipped tells nothing.
-            (frame(0x20, 0xff), 8, 23),
-            ([0x50, 0x2a, 0x4d, 0x18, 0, 0], 8, 23),
+    fn a_frame_takes_what_its_header_tells() {
+        for (head, bytes) in [
+            (frame(&[0, 0]), 1 << 10),
+            (frame(&[0, 11 << 3]), 2 << 20),
+            (frame(&[0, (11 << 3) | 1]), (2 << 20) + (1 << 18)),
+            (frame(&[0x04, 13 << 3]), 8 << 20),
+            (frame(&[0xc3, 15 << 3]), 32 << 20),
+            // Single segments, with sizes of one to eight bytes, and dictionaries before them.
+            (frame(&[0x20, 7]), 7),
+            (frame(&[0x21, 9, 7]), 7),
+            (frame(&[0x60, 7, 1]), 256 + 263),
+            (frame(&[0xa2, 9, 9, 7, 0, 1, 0]), 65_543),
+            (frame(&[0xe3, 9, 9, 9, 9, 0, 0, 0, 2, 0, 0, 0, 0]), 32 << 20),
+            // To be skipped, cut short, something else.
+            (vec![0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff], 0),
+            (frame(&[0, 0xff])[..5].to_vec(), 0),
+            (frame(&[0x20, 0xff])[..5].to_vec(), 0),
+            (b"text".to_vec(), 0),
+            (vec![], 0),
         ] {
-            let window = Window::of_stream(first).unwrap();
-            assert_eq!((window.mebibytes(), window.log()), (mebibytes, log), "{first:?}");
+            assert_eq!(Window::of_frame(&head), Ok(Window { bytes }), "{head:?}");
         }
-        for first in [frame(0, 13 << 3 | 1), frame(0, 0xff)] {
-            let error = Window::of_stream(first).unwrap_err();
-            assert!(error.to_string().contains("window"), "{error}");
+        for (head, mebibytes) in [
+            (frame(&[0, (15 << 3) | 1]), 36),
+            (frame(&[0, 17 << 3]), 128),
+            (frame(&[0, 0xff]), (1 << 21) + 7 * (1 << 18)),
+            (frame(&[0xa0, 1, 0, 0, 2]), 32),
+            (frame(&[0xe0, 0, 0, 0, 0, 1, 0, 0, 0]), 4096),
+        ] {
+            let error = io::Error::from(Window::of_frame(&head).unwrap_err());
+            assert!(WindowTooLarge::within(&error).is_some());
+            let said = format!("zstd with a window of {mebibytes} MiB, at most 32 are supported");
+            assert_eq!(error.to_string(), said);
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn large_windows_are_taken_one_at_a_time_and_besides_those_that_are_shared() {
+        let large = LargeWindow::default();
+        let [one, other] = [Windows::new(large.clone()), Windows::new(large)];
+        let mebibytes = |count| Window { bytes: count * MEBIBYTE };
+        tokio::task::spawn_blocking(move || {
+            let shared = [8, 7, 1].map(|count| one.take(mebibytes(count)));
+            assert_eq!(one.shared.available_permits(), 0);
+            let first = one.take(mebibytes(9));
+            assert_eq!(other.large.0.available_permits(), 0);
+            for (share, count, has_room) in
+                [(&shared[1], 7, true), (&shared[1], 8, false), (&first, 32, true)]
+            {
+                assert_eq!(share.has_room_for(mebibytes(count)), has_room, "{count}");
+            }
+            drop(first);
+            drop(other.take(mebibytes(32)));
+            assert_eq!(other.shared.available_permits(), SHARED_MEBIBYTES);
+        })
+        .await
+        .unwrap();
     }
 }

@@ -73,26 +73,72 @@ async fn a_layer_beyond_the_limits_is_refused_and_leaves_nothing() {
     }
 }
 
+/// An archive in one frame with a window of so many bytes, as a power of two.
+fn wide(archive: &[u8], level: i32, log: u32) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), level).unwrap();
+    encoder.long_distance_matching(true).unwrap();
+    encoder.window_log(log).unwrap();
+    std::io::Write::write_all(&mut encoder, archive).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd_layer(archive: &[u8], bytes: Vec<u8>) -> (Vec<u8>, Blob) {
+    (archive.to_vec(), Blob { media_type: OCI_ZSTD, bytes })
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_zstd_window_beyond_8_mib_is_refused_and_smaller_ones_take_turns() {
+async fn zstd_windows_take_turns_and_those_beyond_32_mib_are_refused() {
     let registry = Registry::start().await;
-    let layer = |content: u8, log: u32| {
-        let archive = tar_of(&[("file", &vec![content; 1 << 20])]);
-        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
-        encoder.window_log(log).unwrap();
-        std::io::Write::write_all(&mut encoder, &archive).unwrap();
-        let bytes = encoder.finish().unwrap();
-        (archive, Blob { media_type: OCI_ZSTD, bytes })
-    };
-    let greedy = TestImage::of_blobs(vec![layer(1, 24)]);
-    registry.push("greedy:1", &greedy).await;
-    // Together they want four times what is there for all windows.
-    let several = TestImage::of_blobs((0..8).map(|content| layer(content, 23)).collect());
-    registry.push("several:1", &several).await;
+    let archive = |content: u8| tar_of(&[("file", &vec![content; 1 << 20])]);
+    let layer =
+        |content: u8, log: u32| zstd_layer(&archive(content), wide(&archive(content), 3, log));
+    // Together they want four times what a pull has for all windows, or the one large window.
+    for (name, log) in [("several", 23), ("large", 24), ("largest", 25)] {
+        let image = TestImage::of_blobs((0..8).map(|content| layer(content, log)).collect());
+        registry.push(&format!("{name}:1"), &image).await;
+    }
+    // The second frame is the one that reaches back so far.
+    let (front, back) = (archive(1)[..700].to_vec(), archive(1)[700..].to_vec());
+    let later = |log| [wide(&front, 3, 20), wide(&back, 3, log)].concat();
+    for (name, layer) in [
+        ("later", zstd_layer(&archive(1), later(25))),
+        ("greedy", layer(1, 27)),
+        ("greedy-later", zstd_layer(&archive(1), later(26))),
+    ] {
+        registry.push(&format!("{name}:1"), &TestImage::of_blobs(vec![layer])).await;
+    }
     let test = TestStore::new(&[&registry.host]);
-    let error = test.pull(&format!("{}/greedy:1", registry.host)).await.unwrap_err();
-    assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("16 MiB")));
-    test.pull(&format!("{}/several:1", registry.host)).await.unwrap();
+    for (name, said) in [("greedy", "128 MiB"), ("greedy-later", "64 MiB")] {
+        let error = test.pull(&format!("{}/{name}:1", registry.host)).await.unwrap_err();
+        let Error::Unsupported { what, .. } = &error else { panic!("{error:?}") };
+        assert!(what.contains(said) && what.contains("at most 32"), "{what}");
+        assert!(test.layers().is_empty() && test.incoming().is_empty(), "{name}");
+    }
+    let names =
+        ["several", "large", "largest", "later"].map(|name| format!("{}/{name}:1", registry.host));
+    for pulled in futures_util::future::join_all(names.iter().map(|name| test.pull(name))).await {
+        pulled.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_zstd_reaches_back_for_in_32_mib_is_found() {
+    let mut state = 1_u32;
+    let byte = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()[3]
+    };
+    let noise: Vec<u8> = std::iter::repeat_with(byte).take(256 << 10).collect();
+    // Beyond a window of 8 MiB.
+    let archive = tar_of(&[("a", &noise), ("between", &vec![0; 20 << 20]), ("b", &noise)]);
+    // As `zstd --ultra -22 --long=25` does.
+    let bytes = wide(&archive, 22, 25);
+    assert!(bytes.len() < noise.len() * 3 / 2, "{} bytes", bytes.len());
+    let registry = Registry::start().await;
+    registry.push("long:1", &TestImage::of_blobs(vec![zstd_layer(&archive, bytes)])).await;
+    let test = TestStore::new(&[&registry.host]);
+    let pulled = test.pull(&format!("{}/long:1", registry.host)).await.unwrap();
+    assert!(test.read(&pulled, "b") == noise);
 }
 
 /// A small file system of its own.
