@@ -123,6 +123,9 @@ impl Store {
                 Ok(credentials) => self.pull_from(place, credentials, asked).await,
                 Err(error) => Err(error),
             };
+            if let Err(Error::RegistryUnavailable { .. }) = &answer {
+                sources.connections.forget_scheme(&endpoint);
+            }
             match &answer {
                 Err(error) if error.may_differ_elsewhere() && !is_last => {
                     warn!(image = %reference, mirror = endpoint.host, %error, "mirror failed");

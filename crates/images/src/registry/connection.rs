@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, Response, StatusCode, Url};
 use tracing::debug;
 
 use super::answer::{failed, unreachable};
@@ -95,10 +95,7 @@ impl Connections {
     /// An insecure host is tried by TLS, without verification, and if that fails is spoken to
     /// without.
     pub(super) async fn host(&self, endpoint: &Endpoint) -> Result<Host, reqwest::Error> {
-        let name = match endpoint.host.as_str() {
-            DOCKER_IO => DOCKER_HUB,
-            name => name,
-        };
+        let name = host_name(endpoint);
         let insecure = endpoint.insecure;
         let scheme = if insecure { self.scheme(name).await? } else { "https" };
         let reach = Reach { connections: self.clone(), insecure };
@@ -119,18 +116,24 @@ impl Connections {
         // What is no host's name is refused later.
         let Ok(url) = Url::parse(&tls) else { return Ok("https") };
         let http = self.client(&url, true)?;
-        let scheme = match http.get(tls).send().await {
-            Ok(_) => "https",
+        let spoken = match http.get(tls).send().await {
+            Ok(_) => Spoken { scheme: "https", is_certain: true },
             Err(error) => {
                 debug!(host, error = %error.without_url(), "no TLS, trying without");
-                "http"
+                let answer = http.get(plain).send().await;
+                Spoken::by_plain_answer(answer.ok().map(|answer| answer.status()))
             }
         };
-        // Plain HTTP is remembered only once it was seen to work: the host may just be starting.
-        if scheme == "https" || http.get(plain).send().await.is_ok() {
-            schemes().insert(host.to_owned(), scheme);
+        if spoken.is_certain {
+            schemes().insert(host.to_owned(), spoken.scheme);
         }
-        Ok(scheme)
+        Ok(spoken.scheme)
+    }
+
+    /// Finds out anew what an insecure host speaks: it may have changed, or never been heard well.
+    pub(crate) fn forget_scheme(&self, endpoint: &Endpoint) {
+        let name = host_name(endpoint);
+        self.shared.schemes.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// For the host of `url`.
@@ -216,6 +219,42 @@ impl Reach {
     }
 }
 
+/// Where an endpoint really is.
+fn host_name(endpoint: &Endpoint) -> &str {
+    match endpoint.host.as_str() {
+        DOCKER_IO => DOCKER_HUB,
+        name => name,
+    }
+}
+
+/// What an insecure host seems to speak.
+#[derive(Debug, PartialEq)]
+struct Spoken {
+    scheme: &'static str,
+    /// Otherwise it is asked again the next time.
+    is_certain: bool,
+}
+
+impl Spoken {
+    /// After TLS has failed: by what `/v2/` answers to plain HTTP, if it does.
+    fn by_plain_answer(status: Option<StatusCode>) -> Self {
+        let (scheme, is_certain) = match status {
+            // A registry's own answers.
+            Some(StatusCode::OK | StatusCode::UNAUTHORIZED) => ("http", true),
+            // It does speak HTTP, and may be a registry that is out of order.
+            Some(status) if status.is_server_error() => ("http", false),
+            Some(StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS) => {
+                ("http", false)
+            }
+            // Servers of TLS complain with 400, others send there: TLS fails only for now.
+            Some(_) => ("https", false),
+            // Nobody is there, or not yet. Most insecure registries have no TLS.
+            None => ("http", false),
+        };
+        Self { scheme, is_certain }
+    }
+}
+
 /// What the folder of a URL's host may be called in `certs.d`: like the host, with its port unless it
 /// is the scheme's, or with that, too. Administrators know Docker Hub by the name that images have.
 fn names_of(url: &Url) -> Vec<String> {
@@ -248,6 +287,25 @@ fn install_crypto() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_http_is_what_answers_as_a_registry() {
+        for (status, scheme, is_certain) in [
+            (Some(200), "http", true),
+            (Some(401), "http", true),
+            (Some(403), "http", false),
+            (Some(404), "http", false),
+            (Some(429), "http", false),
+            (Some(502), "http", false),
+            (Some(400), "https", false),
+            (Some(301), "https", false),
+            (Some(426), "https", false),
+            (None, "http", false),
+        ] {
+            let code = status.map(|status| StatusCode::from_u16(status).unwrap());
+            assert_eq!(Spoken::by_plain_answer(code), Spoken { scheme, is_certain }, "{status:?}");
+        }
+    }
 
     #[test]
     fn certificates_are_looked_for_by_every_name_of_a_host() {

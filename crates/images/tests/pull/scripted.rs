@@ -82,7 +82,11 @@ impl Scripted {
     }
 
     pub(crate) async fn start_tls(tls: TlsAcceptor) -> Self {
-        Self::run("127.0.0.1:0", Some(tls)).await
+        Self::start_tls_at("127.0.0.1:0", tls).await
+    }
+
+    pub(crate) async fn start_tls_at(address: &str, tls: TlsAcceptor) -> Self {
+        Self::run(address, Some(tls)).await
     }
 
     async fn run(address: &str, tls: Option<TlsAcceptor>) -> Self {

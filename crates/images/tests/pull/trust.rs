@@ -142,6 +142,58 @@ async fn an_insecure_registry_may_show_any_certificate_and_is_still_spoken_to_by
     TestStore::new(&[&registry.host]).pull(&name).await.unwrap();
 }
 
+/// Passes connections on to `registry`, but for the first, which it ends at once. Where it listens.
+async fn before_with_a_bad_start(registry: String) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = tokio::net::TcpStream::connect(&registry).await.unwrap();
+            tokio::spawn(async move {
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    host
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insecure_registry_with_tls_is_not_taken_for_plain_http_because_of_a_bad_start() {
+    let authority = Authority::new();
+    authority.issue("server");
+    let plain = Registry::start().await;
+    plain.push("app:1", &image()).await;
+    let tls = json!({"http": {"tls": {
+        "certificate": authority.path("server.crt"), "key": authority.path("server.key"),
+    }}});
+    // A real one: it tells whoever speaks plain HTTP that it does not.
+    let registry = Registry::with(&tls, &plain.data()).await;
+    let host = before_with_a_bad_start(registry.host.clone()).await;
+    let test = TestStore::new(&[&host]);
+    for _ in 0..2 {
+        test.pull(&format!("{host}/app:1")).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insecure_registry_that_begins_to_speak_tls_is_heard() {
+    let authority = Authority::new();
+    authority.issue("server");
+    let plain = Registry::start().await;
+    plain.push("app:1", &image()).await;
+    let test = TestStore::new(&[&plain.host]);
+    let (host, name) = (plain.host.clone(), format!("{}/app:1", plain.host));
+    test.pull(&name).await.unwrap();
+    drop(plain);
+    let registry = Scripted::start_tls_at(&host, authority.tls("server")).await;
+    registry.put("app:1", &image());
+    // It is asked in the old way once more.
+    test.pull(&name).await.unwrap_err();
+    test.pull(&name).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_bought_with_a_password_or_an_identity() {
     let authority = Arc::new(Authority::new());
