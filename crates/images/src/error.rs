@@ -111,6 +111,8 @@ impl Error {
         match self {
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
+            // Each place has its own.
+            | Self::CredentialHelper { .. }
             | Self::RegistryUnavailable { .. }
             | Self::SignatureRejected { .. }
             | Self::DigestMismatch { .. }
@@ -125,7 +127,6 @@ impl Error {
             | Self::NoSuchLayer { .. }
             | Self::ReadOnly { .. }
             | Self::Credentials { .. }
-            | Self::CredentialHelper { .. }
             | Self::Blocked { .. }
             | Self::NoSpace { .. }
             | Self::Config { .. }

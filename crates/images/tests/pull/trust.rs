@@ -362,6 +362,16 @@ async fn with_credential_helpers() {
         assert!(matches!(error, Error::CredentialHelper { .. }), "{error:?}");
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
     }
+    // A mirror's helper that fails says nothing of the place behind it.
+    let mirror = Scripted::start().await;
+    let auths = json!({"credHelpers": {(mirror.host.clone()): "bad", (host.clone()): "good"}});
+    let mirrored = format!(
+        "[[registry]]\nprefix = \"{host}/private\"\nlocation = \"{host}/private\"\ninsecure = true\n\
+         [[registry.mirror]]\nlocation = \"{}/private\"\ninsecure = true\n",
+        mirror.host
+    );
+    pull_by(auths, &mirrored).await.unwrap();
+    assert!(mirror.requests("").is_empty());
     let store = |helper: &str| json!({"credsStore": helper});
     for (auths, helpers, is_open) in [
         (store("empty"), r#"["good"]"#, true),
