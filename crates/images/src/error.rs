@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use crate::digest::Digest;
 
 /// A cause that several waiters of one download share.
@@ -138,6 +140,26 @@ impl Error {
 
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether an error of the file system speaks of the node and not of what was to be written: it fails
+/// likewise for whatever comes next, and from wherever that comes.
+pub(crate) fn is_nodes_own(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(
+        number,
+        Some(
+            Errno::ACCESS
+                | Errno::IO
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOMEM
+                | Errno::PERM
+                | Errno::ROFS
+                | Errno::STALE
+                | Errno::UCLEAN
+        )
+    )
 }
 
 /// The error of reading a configuration file of TOML, with the place in words.

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::blob::{Content, Descriptor, LayerBlob};
 use crate::digest::Digest;
-use crate::error::{Error, is_no_space};
+use crate::error::{Error, is_no_space, is_nodes_own};
 use crate::progress::Meter;
 use crate::registry::Session;
 use crate::unpack::{self, Limits, TooLarge, UnpackError, Unpacked};
@@ -172,6 +172,10 @@ fn failed(error: UnpackError, archive: ArchiveReader, layer: &LayerBlob, image: 
     if is_no_space(source) {
         return Error::NoSpace { image: image.to_owned(), source: Arc::new(error) };
     }
+    if is_nodes_own(source) {
+        let action = format!("unpack layer {} of image {image}", layer.diff_id);
+        return Error::Io { action, source: Arc::new(error) };
+    }
     match archive.into_blob().finish() {
         Ok(digest) if digest != layer.blob.digest => Error::DigestMismatch {
             image: image.to_owned(),
@@ -208,4 +212,68 @@ fn verify(image: &str, what: &'static str, expected: Digest, actual: Digest) -> 
         return Ok(());
     }
     Err(Error::DigestMismatch { image: image.to_owned(), what, expected, actual })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+    use serde_json::json;
+
+    use super::*;
+
+    fn layer(blob: &[u8]) -> LayerBlob {
+        let (digest, size) = (Digest::of(blob), blob.len());
+        let blob = json!({"mediaType": "", "digest": digest, "size": size});
+        let blob = serde_json::from_value(blob).unwrap();
+        LayerBlob { diff_id: digest, blob, content: Content::ListedArchive }
+    }
+
+    /// Of the first two kinds nobody asks for the rest of the blob: here it would never come.
+    #[test]
+    fn a_failure_of_the_nodes_own_is_told_as_such_and_at_once() {
+        type Case<'a> = (&'a [Errno], u64, fn(&Error) -> bool);
+        let nodes_own = [
+            Errno::ACCESS,
+            Errno::IO,
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::PERM,
+            Errno::ROFS,
+            Errno::STALE,
+            Errno::UCLEAN,
+        ];
+        let archives = [
+            Errno::TOOBIG,
+            Errno::FBIG,
+            Errno::INVAL,
+            Errno::ISDIR,
+            Errno::LOOP,
+            Errno::MLINK,
+            Errno::NAMETOOLONG,
+            Errno::NOTDIR,
+            Errno::OPNOTSUPP,
+            Errno::RANGE,
+        ];
+        let cases: [Case<'_>; 3] = [
+            (&nodes_own, 1, |error| matches!(error, Error::Io { .. })),
+            (&[Errno::NOSPC, Errno::DQUOT], 1, |error| matches!(error, Error::NoSpace { .. })),
+            (&archives, 0, |error| matches!(error, Error::Corrupt { .. })),
+        ];
+        for (errnos, missing, is_right) in cases {
+            for errno in errnos {
+                let source = || io::Error::from(*errno);
+                let entry = UnpackError::Entry { entry: "file".into(), source: source() };
+                for error in [entry, UnpackError::Archive(source()), UnpackError::Root(source())] {
+                    let (_sender, pieces) = mpsc::channel(1);
+                    let blob = Decoder::Plain(BlobReader::new(pieces, missing));
+                    let archive = ArchiveReader::new(blob, Limits::default());
+                    let error = failed(error, archive, &layer(b""), "image");
+                    assert!(is_right(&error), "{errno:?}: {error:?}");
+                    let chain = format!("{:?}", std::error::Error::source(&error));
+                    assert!(chain.contains(&format!("{}", errno.raw_os_error())), "{chain}");
+                }
+            }
+        }
+    }
 }

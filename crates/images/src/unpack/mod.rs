@@ -223,6 +223,10 @@ impl Unpacker {
         {
             return Ok(());
         }
+        if linked.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir()) {
+            // The kernel says EPERM, as it does where the node forbids something.
+            return Err(malformed("link to a directory").into());
+        }
         // Without AT_SYMLINK_FOLLOW a link to a symlink is that symlink, as in the archive.
         self.make(path, |directory, name| {
             linkat(&from, target_name, directory, name, AtFlags::empty())

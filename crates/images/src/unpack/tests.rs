@@ -289,6 +289,14 @@ fn whiteouts_in_the_way_of_overlayfs_count_like_others() {
     }
 }
 
+/// Not the node's, which the kernel's own word for it would be taken for.
+#[test]
+fn a_link_to_a_directory_is_the_archives_mistake() {
+    let (_directory, unpacked) = Archiver::new().directory("d").link("l", "d").unpack();
+    let Err(UnpackError::Entry { source, .. }) = &unpacked else { panic!("{unpacked:?}") };
+    assert_eq!(source.kind(), io::ErrorKind::InvalidData);
+}
+
 #[test]
 fn directories_that_the_archive_does_not_list_are_told() {
     for (archive, invented) in [
