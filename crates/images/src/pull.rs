@@ -308,6 +308,7 @@ impl Store {
         if self.has_layer(layer.diff_id) {
             return Ok(());
         }
+        layer::check_size(&image, layer, &self.shared.options.limits)?;
         let directory = self.shared.incoming_layer().map_err(failed)?;
         let root: Arc<std::path::Path> = directory.join("fs").into();
         let (shared, diff_id) = (Arc::clone(&self.shared), layer.diff_id);

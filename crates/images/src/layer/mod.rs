@@ -46,10 +46,15 @@ pub(crate) struct Bounds {
     pub(crate) meter: Meter,
 }
 
+/// Refuses a layer whose blob alone is beyond the limits.
+pub(crate) fn check_size(image: &str, layer: &LayerBlob, limits: &Limits) -> Result<(), Error> {
+    limits.check_bytes(layer.blob.size).map_err(|error| too_large(image, layer, error))
+}
+
 /// Downloads `layer` and unpacks it into `directory`, which exists and is empty. Both digests are
 /// verified when this returns well; on failure the directory's content means nothing.
 ///
-/// `done` runs on the same blocking thread as the unpacking.
+/// `done` runs on the same blocking thread as the unpacking, whatever becomes of it.
 pub(crate) async fn fetch<T: Send + 'static>(
     session: &Session,
     layer: &LayerBlob,
@@ -57,8 +62,6 @@ pub(crate) async fn fetch<T: Send + 'static>(
     bounds: Bounds,
     done: impl FnOnce(Result<Unpacked, Error>) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let too_large = |error| too_large(session.image(), layer, error);
-    bounds.limits.check_bytes(layer.blob.size).map_err(too_large)?;
     let (sender, pieces) = mpsc::channel(PIECES);
     let sink = Sink { pieces: sender, meter: bounds.meter.clone() };
     let blob = BlobReader::new(pieces, layer.blob.size);

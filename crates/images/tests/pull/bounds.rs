@@ -6,7 +6,9 @@ use std::process::Command;
 use cria_images::{Credentials, Error, Limits, PullRequest, Store, StoreOptions};
 
 use crate::scripted::{Fault, Scripted};
-use crate::support::{Blob, OCI_ZSTD, Registry, TestImage, TestStore, names, registries, tar_of};
+use crate::support::{
+    Blob, OCI_TAR, OCI_ZSTD, Registry, TestImage, TestStore, names, registries, tar_of,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_beyond_4_mib_is_refused_before_it_is_read() {
@@ -61,10 +63,19 @@ async fn a_layer_beyond_the_limits_is_refused_and_leaves_nothing() {
     let files: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
     registry.push("many:1", &TestImage::of(&[tar_of(&files)])).await;
     registry.push("deep:1", &TestImage::of(&[tar_of(&[(&"d/".repeat(40), b"")])])).await;
+    // Its blob says so before it is asked for.
+    let heavy = tar_of(&[("zeros", &zeros)]);
+    let plain = Blob { media_type: OCI_TAR, bytes: heavy.clone() };
+    registry.push("heavy:1", &TestImage::of_blobs(vec![(heavy, plain)])).await;
     let test = TestStore::with(&[&registry.host], "", |options| {
         options.limits = Limits { bytes: 4 << 20, entries: 100, depth: 30, ..options.limits };
     });
-    for (name, said) in [("bomb", "4194304 bytes"), ("many", "100 entries"), ("deep", "30 dir")] {
+    for (name, said) in [
+        ("bomb", "4194304 bytes"),
+        ("many", "100 entries"),
+        ("deep", "30 dir"),
+        ("heavy", "4194304 bytes"),
+    ] {
         let error = test.pull(&format!("{}/{name}:1", registry.host)).await.unwrap_err();
         let Error::TooLarge { source, .. } = &error else { panic!("{name}: {error:?}") };
         let chain = format!("{source}: {:?}", source.source().map(ToString::to_string));
