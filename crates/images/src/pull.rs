@@ -172,11 +172,10 @@ impl Store {
         let wanted = Arc::new(());
         let still_wanted = Arc::downgrade(&wanted);
         let committing = tokio::task::spawn_blocking(move || {
-            let _pins = pins;
             let config = config
                 .as_ref()
                 .map(|config| std::str::from_utf8(config).expect("JSON that was parsed is UTF-8"));
-            store.shared.commit_image(&NewImage {
+            let stored = store.shared.commit_image(&NewImage {
                 id,
                 reference: &reference,
                 pulled: described.manifests[0],
@@ -185,7 +184,9 @@ impl Store {
                 layers: diff_ids,
                 evidence,
                 wanted: still_wanted,
-            })
+            });
+            drop(pins);
+            stored.inspect_err(|error| store.shared.fail_pull(error))
         });
         committing
             .await

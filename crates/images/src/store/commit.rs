@@ -46,11 +46,12 @@ impl Shared {
     /// Makes a directory to unpack a layer into.
     pub(crate) fn incoming_layer(&self) -> io::Result<Arc<Path>> {
         let directory = self.places.fresh();
-        fs_err::create_dir_all(directory.join("fs"))?;
+        fs_err::create_dir_all(directory.join("fs")).inspect_err(|_| erase(&directory))?;
         Ok(directory.into())
     }
 
-    /// Takes in the layer that was made in `directory`. If it is here already, that one stays.
+    /// Takes in the layer that was made in `directory`. If it is here already, that one stays; if
+    /// nobody needs it any more, it goes.
     pub(crate) fn commit_layer(
         &self,
         layer: Digest,
@@ -60,22 +61,30 @@ impl Shared {
         let record =
             LayerRecord::new(layer, &unpacked.measured, &unpacked.noted, &self.options.boot_id);
         self.places.write_record(&directory.join("layer.json"), &record)?;
-        let _writing = self.writing();
+        let writing = self.writing();
         if self.state().layers.contains_key(&layer) {
             erase(directory);
             return Ok(());
         }
         let stamp = LayerStamp::of_directory(directory)?;
         fs_err::rename(directory, self.places.layer(layer))?;
+        let mut state = self.state();
+        // Its pull may have ended meanwhile, for want of space, and what it left been collected.
+        let is_needed = state.references.contains_key(&layer);
         let held = HeldLayer {
             home: Home::Own,
             usage: unpacked.measured.usage,
             synced: false,
             stamp,
             is_counted: true,
-            waits_since: Some(Instant::now()),
+            waits_since: is_needed.then(Instant::now),
         };
-        self.state().layers.insert(layer, held);
+        state.layers.insert(layer, held);
+        drop(state);
+        drop(writing);
+        if !is_needed {
+            self.collect();
+        }
         Ok(())
     }
 

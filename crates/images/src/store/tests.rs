@@ -27,12 +27,8 @@ impl Home {
     /// Puts an image of one layer into the store.
     fn add(&self, store: &Store, name: &str) -> Arc<Image> {
         let layer = Digest::of(name.as_bytes());
-        let made = store.shared.incoming_layer().unwrap();
-        fs_err::write(made.join("fs/file"), name).unwrap();
-        let root = crate::unpack::open_own_directory(&made.join("fs")).unwrap();
-        let measured = crate::unpack::measure(root.as_fd(), &Limits::default()).unwrap();
-        let unpacked = Unpacked { noted: crate::unpack::Noted::default(), measured };
-        store.shared.commit_layer(layer, &made, &unpacked).unwrap();
+        let _pins = store.pin(vec![layer]);
+        add_layer(store, layer);
         self.name(store, name, layer)
     }
 
@@ -52,6 +48,16 @@ impl Home {
         };
         store.shared.commit_image(&new).unwrap()
     }
+}
+
+/// Puts a layer into the store as a pull does at its end.
+fn add_layer(store: &Store, layer: Digest) {
+    let made = store.shared.incoming_layer().unwrap();
+    fs_err::write(made.join("fs/file"), layer.hex()).unwrap();
+    let root = crate::unpack::open_own_directory(&made.join("fs")).unwrap();
+    let measured = crate::unpack::measure(root.as_fd(), &Limits::default()).unwrap();
+    let unpacked = Unpacked { noted: crate::unpack::Noted::default(), measured };
+    store.shared.commit_layer(layer, &made, &unpacked).unwrap();
 }
 
 /// What is in layers may be set-uid.
@@ -223,6 +229,25 @@ fn a_pull_that_was_given_up_adds_no_image() {
     let error = store.shared.commit_image(&given_up).unwrap_err();
     assert!(matches!(error, Error::Cancelled { .. }));
     assert!(store.list().is_empty());
+}
+
+#[test]
+fn a_layer_that_comes_after_its_pull_has_ended_goes() {
+    let home = Home::new();
+    let store = home.open("boot");
+    store.collect();
+    let [early, late] = ["early", "late"].map(|name| Digest::of(name.as_bytes()));
+    let pins = store.pin(vec![early, late]);
+    add_layer(&store, early);
+    drop(pins);
+    assert!(store.has_layer(early), "it waits for the next try");
+    add_layer(&store, late);
+    assert!(!store.has_layer(late));
+    store.shared.fail_pull(&Error::NoSpace {
+        image: String::new(),
+        source: Arc::new(std::io::Error::other("full")),
+    });
+    assert_eq!(fs_err::read_dir(home.path("layers")).unwrap().count(), 0);
 }
 
 #[test]
