@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::manifest::{MOST_LAYERS, mounted};
 use crate::reference::Reference;
 use crate::trust::Found;
-use crate::unpack::{Noted, Unpacked, Usage, measure, open_own_directory};
+use crate::unpack::{Noted, Unpacked, measure, open_own_directory};
 
 /// An image whose layers are all here.
 pub(crate) struct NewImage<'a> {
@@ -251,10 +251,10 @@ impl Shared {
             let state = self.state();
             let layers = state.layers.iter().filter(|(_, held)| held.is_own() && !held.synced);
             let is_new = |held: &&HeldImage| held.own.as_ref().is_some_and(|own| !own.synced);
-            let images = state.images.values().filter(is_new);
+            let stamp = |held: &HeldImage| held.own.as_ref().map(|own| (held.id, own.stamp));
             (
-                layers.map(|(layer, held)| (*layer, held.usage)).collect(),
-                images.map(|held| held.record.clone()).collect(),
+                layers.map(|(layer, held)| (*layer, held.stamp)).collect(),
+                state.images.values().filter(is_new).filter_map(stamp).collect(),
             )
         };
         if layers.is_empty() && images.is_empty() {
@@ -262,18 +262,19 @@ impl Shared {
         }
         rustix::fs::syncfs(open_own_directory(&self.places.root)?)?;
         let _writing = self.writing();
-        for (layer, usage) in layers {
-            self.mark_layer(layer, usage)?;
+        for (layer, stamp) in layers {
+            self.mark_layer(layer, stamp)?;
         }
-        for record in images {
-            self.mark_image(&record)?;
+        for (image, stamp) in images {
+            self.mark_image(image, stamp)?;
         }
         Ok(())
     }
 
-    fn mark_layer(&self, layer: Digest, usage: Usage) -> io::Result<()> {
-        // It may have been removed, and even come again, since the flush.
-        if self.state().layers.get(&layer).is_some_and(|held| held.usage == usage) {
+    /// Marks the layer that had this stamp when all was flushed. It may have been removed since, and
+    /// even come again, with the same content.
+    pub(super) fn mark_layer(&self, layer: Digest, flushed: LayerStamp) -> io::Result<()> {
+        if self.state().layers.get(&layer).is_some_and(|held| held.stamp == flushed) {
             fs_err::File::create(self.places.layer_mark(layer))?;
             if let Some(held) = self.state().layers.get_mut(&layer) {
                 held.synced = true;
@@ -282,11 +283,13 @@ impl Shared {
         Ok(())
     }
 
-    fn mark_image(&self, record: &ImageRecord) -> io::Result<()> {
-        if self.state().images.get(&record.id).is_some_and(|held| held.record == *record) {
-            fs_err::File::create(self.places.image_mark(record.id))?;
+    /// As a layer.
+    pub(super) fn mark_image(&self, id: ImageId, flushed: Stamp) -> io::Result<()> {
+        let stamp = |held: &HeldImage| held.own.as_ref().map(|own| own.stamp);
+        if self.state().images.get(&id).and_then(stamp) == Some(flushed) {
+            fs_err::File::create(self.places.image_mark(id))?;
             let mut state = self.state();
-            let own = state.images.get_mut(&record.id).and_then(|held| held.own.as_mut());
+            let own = state.images.get_mut(&id).and_then(|held| held.own.as_mut());
             if let Some(own) = own {
                 own.synced = true;
             }

@@ -127,6 +127,32 @@ fn a_new_name_takes_the_mark_away_until_it_is_synced_too() {
 }
 
 #[test]
+fn what_was_removed_and_came_again_during_the_flush_is_not_marked() {
+    let home = Home::new();
+    let store = home.open("boot 1");
+    store.collect();
+    let image = home.add(&store, "a");
+    let layer = image.layers[0];
+    let stamps = || {
+        let state = store.shared.state();
+        (state.layers[&layer].stamp, state.images[&image.id].own.as_ref().unwrap().stamp)
+    };
+    let flushed = stamps();
+    store.remove("a").unwrap();
+    home.add(&store, "a");
+    let mark = |(of_layer, of_image)| {
+        store.shared.mark_layer(layer, of_layer).unwrap();
+        store.shared.mark_image(image.id, of_image).unwrap();
+    };
+    let marks =
+        || [store.shared.places.layer_mark(layer), store.shared.places.image_mark(image.id)];
+    mark(flushed);
+    assert!(marks().iter().all(|path| !path.exists()));
+    mark(stamps());
+    assert!(marks().iter().all(|path| path.exists()));
+}
+
+#[test]
 fn damage_costs_the_damaged_item_alone() {
     type Damage = fn(&Home, &Image);
     let cases: [(&str, Damage); 6] = [
