@@ -38,11 +38,7 @@ impl Reference {
             }
             None => (text, None),
         };
-        // A colon before the last slash belongs to a port.
-        let (name, tag) = match rest.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-            Some(_) | None => (rest, None),
-        };
+        let (name, tag) = split_tag(rest);
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(refuse("its tag is malformed"));
         }
@@ -61,6 +57,11 @@ impl Reference {
         }
         let latest = (tag.is_none() && digest.is_none()).then_some(DEFAULT_TAG);
         Ok(Self { domain, path, tag: tag.or(latest).map(str::to_owned), digest })
+    }
+
+    /// `text` without tag and digest.
+    pub(crate) fn name_of(text: &str) -> &str {
+        split_tag(text.split_once('@').map_or(text, |(rest, _)| rest)).0
     }
 
     /// Whether `text` begins with a registry.
@@ -111,6 +112,14 @@ impl fmt::Display for Reference {
             write!(f, "@{digest}")?;
         }
         Ok(())
+    }
+}
+
+/// Splits off the tag. A colon before the last slash belongs to a port.
+fn split_tag(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        Some(_) | None => (text, None),
     }
 }
 

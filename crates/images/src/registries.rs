@@ -6,6 +6,8 @@
 
 mod file;
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use crate::error::Error;
@@ -14,8 +16,11 @@ use crate::reference::Reference;
 /// The rules of one `registries.conf`. Immutable: to reload is to load another.
 #[derive(Clone, Debug, Default)]
 pub struct Registries {
-    search: Vec<String>,
-    credential_helpers: Vec<String>,
+    /// None: not said, which is another thing than that there are none.
+    search: Option<Vec<String>>,
+    credential_helpers: Option<Vec<String>>,
+    /// Full names by short ones; none takes back what an earlier file said.
+    aliases: BTreeMap<String, Option<String>>,
     rules: Vec<Rule>,
     unqualified: Unqualified,
 }
@@ -23,7 +28,7 @@ pub struct Registries {
 /// What becomes of names without a registry.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Unqualified {
-    /// They are the first search registry's, else Docker Hub's.
+    /// They are aliases, or the first search registry's, else Docker Hub's.
     #[default]
     Completed,
     /// They are refused.
@@ -79,20 +84,34 @@ impl Registries {
     /// What the node's credentials are to be had from, in order, for
     /// [`NodeCredentials::with_helpers`](crate::NodeCredentials::with_helpers).
     pub fn credential_helpers(&self) -> &[String] {
-        &self.credential_helpers
+        self.credential_helpers.as_deref().unwrap_or_default()
     }
 
-    /// Reads a reference; the first search registry takes names without one.
+    /// Reads a reference. A name without a registry may be an alias; else the first search registry
+    /// takes it.
     pub(crate) fn reference(&self, text: &str) -> Result<Reference, Error> {
-        match self.unqualified {
-            Unqualified::Refused if !Reference::is_qualified(text) => {
+        if Reference::is_qualified(text) {
+            return Reference::parse(text, None);
+        }
+        match (self.unqualified, self.full_name(text)) {
+            (Unqualified::Refused, _) => {
                 let reason = "it names no registry, and the node takes no such names";
                 Err(Error::InvalidReference { reference: text.to_owned(), reason })
             }
-            Unqualified::Completed | Unqualified::Refused => {
-                Reference::parse(text, self.search.first().map(String::as_str))
+            (Unqualified::Completed, Some(full)) => Reference::parse(&full, None),
+            (Unqualified::Completed, None) => {
+                let search = self.search.as_ref().and_then(|search| search.first());
+                Reference::parse(text, search.map(String::as_str))
             }
         }
+    }
+
+    /// What an alias makes of a short name; tag and digest stay. As in containers/image an alias is
+    /// used whatever `short-name-mode` says, which is for those who ask several search registries.
+    fn full_name(&self, text: &str) -> Option<String> {
+        let name = Reference::name_of(text);
+        let full = self.aliases.get(name)?.as_ref()?;
+        Some(format!("{full}{}", &text[name.len()..]))
     }
 
     /// Where to ask for `reference`, in order: the mirrors, then the location itself.
@@ -181,7 +200,8 @@ mod tests {
             unqualified-search-registries = ["search.example", "docker.io"]
             short-name-mode = "disabled"
             [aliases]
-            "x" = "y/z"
+            "x" = "re.example/old/x"
+            "team/y" = "docker.io/y"
             [[registry]]
             location = "plain.example:5000"
             insecure = true
@@ -215,6 +235,11 @@ mod tests {
         .unwrap();
         for (name, endpoints) in [
             ("short", &["search.example/short"][..]),
+            ("x", &["127.0.0.1:5000/new/x"]),
+            ("x:1", &["127.0.0.1:5000/new/x"]),
+            ("team/y", &["docker.io/library/y"]),
+            ("team/x", &["search.example/team/x"]),
+            ("y", &["search.example/y"]),
             ("other.example/a", &["other.example/a"]),
             ("plain.example:5000/a/b", &["!plain.example:5000/a/b"]),
             ("plain.example/a", &["plain.example/a"]),
@@ -232,14 +257,20 @@ mod tests {
         ] {
             assert_eq!(asked(&registries, name), endpoints, "{name}");
         }
+        for (name, full) in [("x:1", "re.example/old/x:1"), ("x", "re.example/old/x:latest")] {
+            assert_eq!(registries.reference(name).unwrap().to_string(), full);
+        }
+        let by_digest = registries.reference(&format!("x@sha256:{HEX}")).unwrap();
+        assert_eq!(by_digest.to_string(), format!("re.example/old/x@sha256:{HEX}"));
         let pinned = format!("m.example/a@sha256:{HEX}");
         assert_eq!(asked(&registries, &pinned), ["m1.example/a", "m3.example/a", "m.example/a"]);
     }
 
     #[test]
     fn names_without_a_registry_can_be_refused() {
-        let registries = parse("").unwrap().with_unqualified(Unqualified::Refused);
-        for name in ["nginx", "library/nginx", "nginx:1", "team/app@sha256:0"] {
+        let registries = parse("[aliases]\nalias = \"docker.io/library/nginx\"").unwrap();
+        let registries = registries.with_unqualified(Unqualified::Refused);
+        for name in ["alias", "nginx", "library/nginx", "nginx:1", "team/app@sha256:0"] {
             let refused = registries.reference(name).unwrap_err();
             assert!(matches!(refused, Error::InvalidReference { .. }), "{name}");
         }

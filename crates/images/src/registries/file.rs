@@ -1,8 +1,9 @@
 //! `registries.conf` as it is written: read, checked, and the files together.
 //!
-//! Read are `unqualified-search-registries`, `credential-helpers` and `[[registry]]` with its mirrors;
-//! keys meant for other tools are left alone.
+//! Read are `unqualified-search-registries`, `credential-helpers`, `[aliases]` and `[[registry]]` with
+//! its mirrors; keys meant for other tools are left alone.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::iter;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,15 @@ use toml::Spanned;
 use super::{Mirror, Registries, Rule, Serves};
 use crate::auth;
 use crate::error::{Error, config};
+use crate::reference::Reference;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct File {
     unqualified_search_registries: Option<Vec<Spanned<String>>>,
+    credential_helpers: Option<Vec<Spanned<String>>>,
     #[serde(default)]
-    credential_helpers: Vec<Spanned<String>>,
+    aliases: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
     registry: Vec<Spanned<RuleTable>>,
     /// Version 1's table.
@@ -75,31 +78,34 @@ impl Registries {
         if let Some(table) = file.registries {
             return Err(wrong(table.span().start, "version 1 of registries.conf is not supported"));
         }
-        let mut search = Vec::new();
-        for registry in file.unqualified_search_registries.unwrap_or_default() {
-            search.push(checked(registry, &wrong)?);
-        }
+        let location = |registry| checked(registry, &wrong);
+        let search = file.unqualified_search_registries.map(|all| all.into_iter().map(location));
+        let search = search.map(Iterator::collect).transpose()?;
+        let named = |helper: Spanned<String>| match helper.get_ref() {
+            name if auth::is_helper(name) => Ok(helper.into_inner()),
+            _ => Err(wrong(helper.span().start, "is not the name of a credential helper")),
+        };
+        let credential_helpers = file.credential_helpers.map(|all| all.into_iter().map(named));
+        let credential_helpers = credential_helpers.map(Iterator::collect).transpose()?;
+        let aliases = file.aliases.into_iter().map(|(short, full)| alias(short, full, &wrong));
+        let aliases = aliases.collect::<Result<_, _>>()?;
         let mut rules = Vec::new();
         for table in file.registry {
             rules.push(rule(table, &wrong)?);
         }
-        let helpers = file.credential_helpers.into_iter().map(|helper| match helper.get_ref() {
-            name if auth::is_helper(name) => Ok(helper.into_inner()),
-            _ => Err(wrong(helper.span().start, "is not the name of a credential helper")),
-        });
-        let credential_helpers = helpers.collect::<Result<_, _>>()?;
-        Ok(Self { search, credential_helpers, rules, ..Self::default() })
+        Ok(Self { search, credential_helpers, aliases, rules, ..Self::default() })
     }
 
-    /// Takes in a later file: its rules replace those of the same prefix, its search registries and
-    /// credential helpers all of them.
+    /// Takes in a later file: its rules replace those of the same prefix, its aliases those of the same
+    /// name, its search registries and credential helpers all of them, also by none.
     fn merge(&mut self, later: Self) {
-        if !later.search.is_empty() {
+        if later.search.is_some() {
             self.search = later.search;
         }
-        if !later.credential_helpers.is_empty() {
+        if later.credential_helpers.is_some() {
             self.credential_helpers = later.credential_helpers;
         }
+        self.aliases.extend(later.aliases);
         self.rules.retain(|rule| later.rules.iter().all(|new| new.prefix != rule.prefix));
         self.rules.extend(later.rules);
     }
@@ -146,6 +152,31 @@ fn rule(table: Spanned<RuleTable>, wrong: &impl Fn(usize, &str) -> Error) -> Res
         });
     }
     Ok(Rule { prefix, location, insecure: table.insecure, blocked: table.blocked, mirrors })
+}
+
+/// A short name and the full one that it stands for; an empty one takes back an earlier file's.
+fn alias(
+    short: String,
+    full: Spanned<String>,
+    wrong: &impl Fn(usize, &str) -> Error,
+) -> Result<(String, Option<String>), Error> {
+    let start = full.span().start;
+    let is_name =
+        |text: &str| Reference::name_of(text) == text && Reference::parse(text, None).is_ok();
+    if !is_name(&short) || Reference::is_qualified(&short) {
+        return Err(wrong(start, "an alias is for a name without registry, tag and digest"));
+    }
+    let full = full.into_inner();
+    if full.is_empty() {
+        return Ok((short, None));
+    }
+    if !is_name(&full) || !Reference::is_qualified(&full) {
+        return Err(wrong(
+            start,
+            "an alias stands for registry/repository, without tag and digest",
+        ));
+    }
+    Ok((short, Some(full)))
 }
 
 /// `host[:port][/path]`, without trailing slashes.
@@ -200,7 +231,8 @@ mod tests {
             "registries.conf",
             &format!(
                 "unqualified-search-registries = [\"s.example\"]\n\
-                 credential-helpers = [\"one\", \"containers-auth.json\"]\n{all}"
+                 credential-helpers = [\"one\", \"containers-auth.json\"]\n\
+                 [aliases]\nalias = \"a.example/alias\"\n{all}"
             ),
         );
         write("registries.conf.d/20-b.conf", &rule("b.example", "three.example"));
@@ -217,6 +249,19 @@ mod tests {
         assert_eq!(registries.credential_helpers(), ["one", "containers-auth.json"]);
         write("registries.conf.d/20-c.conf", "credential-helpers = [\"two\"]");
         assert_eq!(Registries::load(Some(&main)).unwrap().credential_helpers(), ["two"]);
+        assert_eq!(asked(&Registries::load(Some(&main)).unwrap(), "alias"), ["one.example/alias"]);
+        write(
+            "registries.conf.d/21-none.conf",
+            "credential-helpers = []\nunqualified-search-registries = []\n\
+             [aliases]\nalias = \"c.example/other\"\n",
+        );
+        let registries = Registries::load(Some(&main)).unwrap();
+        assert_eq!(registries.credential_helpers(), [""; 0]);
+        assert_eq!(asked(&registries, "short"), ["docker.io/library/short"]);
+        assert_eq!(asked(&registries, "alias"), ["c.example/other"]);
+        write("registries.conf.d/22-none.conf", "[aliases]\nalias = \"\"\n");
+        let registries = Registries::load(Some(&main)).unwrap();
+        assert_eq!(asked(&registries, "alias"), ["docker.io/library/alias"]);
         write("registries.conf.d/30-bad.conf", "[[registry]]\nlocation = 1\n");
         let error = Registries::load(Some(&main)).unwrap_err().to_string();
         assert!(error.contains("30-bad.conf:2: location"), "{error}");
@@ -233,6 +278,12 @@ mod tests {
             ("a = 1\n[[registry]]\nblocked = true\n", "r.conf:2: [[registry]]: needs a prefix"),
             ("unqualified-search-registries = [\"\"]", "r.conf:1: unqualified-search-registries:"),
             ("credential-helpers = [\"a/b\"]", "r.conf:1: credential-helpers: is not the name"),
+            ("[aliases]\nx = \"y/z\"", "r.conf:2: x: an alias stands for registry/repository"),
+            ("[aliases]\nx = \"a.b/c:1\"", "r.conf:2: x: an alias stands for"),
+            ("[aliases]\nx = \"a.b/C\"", "r.conf:2: x: an alias stands for"),
+            ("[aliases]\n\"x:1\" = \"a.b/c\"", "r.conf:2: \"x:1\": an alias is for a name"),
+            ("[aliases]\n\"a.b/x\" = \"a.b/c\"", "r.conf:2: \"a.b/x\": an alias is for a name"),
+            ("[aliases]\nx = 1", "r.conf:2: x: invalid type"),
             ("[registries.search]\nregistries = []\n", "r.conf:1: [registries.search]: version 1"),
             (
                 "[[registry]]\nlocation=\"a\"\n[[registry.mirror]]\nlocation=\"b\"\n\
