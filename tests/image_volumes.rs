@@ -105,6 +105,27 @@ fn all_layers_of_an_image_are_seen_as_one_read_only_directory() {
 }
 
 #[test]
+fn what_a_single_layer_hides_of_others_is_not_shown() {
+    let mut scene = Scene::new();
+    let layer = Layer::new().dir("d", 0o755).file("d/kept", 0o644, "kept");
+    let layer = layer.whiteout("gone").whiteout("d/gone");
+    let single = push(&scene, "single:1", &Image::new().layer(layer));
+    let alone = Layer::new().file("kept", 0o644, "kept").whiteout("gone");
+    let alone = push(&scene, "alone:1", &Image::new().layer(alone));
+    let config = with(
+        scene.container("main", &OBEDIENT),
+        [volume(&single, "/single"), volume(&alone, "/alone"), part(&single, "d", "/part")],
+    );
+    let container = scene.host("whiteouts").run(config);
+    for (path, shown) in
+        [("/single", "d\n"), ("/single/d", "kept\n"), ("/alone", "kept\n"), ("/part", "kept\n")]
+    {
+        sees(&container, &format!("ls -A {path}"), shown);
+    }
+    scene.assert_nothing_left();
+}
+
+#[test]
 fn a_sub_path_is_a_directory_of_the_image_wherever_its_links_lead() {
     let mut scene = Scene::new();
     let models = push(&scene, "models:1", &models());

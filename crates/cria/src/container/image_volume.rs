@@ -10,6 +10,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use cria_images::Lease;
@@ -88,14 +89,31 @@ fn check_sub_path(sub_path: &str) -> Result<(), ImageVolumeError> {
     }
 }
 
-/// Overlayfs takes no fewer than two layers where nothing is to be written.
+/// Overlayfs takes no fewer than two layers where nothing is to be written. One layer alone needs it
+/// only for the whiteouts at its root, which it does not show: the empty directory that is mounted on
+/// is the second.
 fn mount_layers(layers: &[PathBuf], target: &Path) -> io::Result<()> {
     match layers {
         [] => mount_bind(target, target)?,
+        [layer] if has_whiteouts(layer)? => {
+            let lower = &[layer.clone(), target.to_owned()];
+            Overlay { lower, upper: None }.mount(target)?;
+        }
         [layer] => mount_bind(layer, target)?,
         lower => Overlay { lower, upper: None }.mount(target)?,
     }
     Ok(mount_remount(target, MountFlags::BIND | FLAGS, "")?)
+}
+
+/// Whether there are any at the root of a layer. Those below are seen to where the layer is stored.
+fn has_whiteouts(layer: &Path) -> io::Result<bool> {
+    for entry in fs_err::read_dir(layer)? {
+        let metadata = entry?.metadata()?;
+        if metadata.file_type().is_char_device() && metadata.rdev() == 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn open_sub_path(image: &Path, sub_path: &str) -> Result<OwnedFd, ImageVolumeError> {
@@ -219,6 +237,26 @@ mod tests {
                 }
                 Err(part) => assert!(found.unwrap_err().contains(part), "{sub_path}"),
             }
+        }
+    }
+
+    #[test]
+    fn one_layer_alone_shows_no_whiteouts_either() {
+        let root = tempfile::tempdir().unwrap();
+        let [bottom, _] = layers(root.path());
+        let (kind, mode) = (FileType::CharacterDevice, Mode::empty());
+        rustix::fs::mknodat(CWD, bottom.join("gone"), kind, mode, 0).unwrap();
+        for (number, (sub_path, expected)) in
+            [("", &["a"][..]), ("a/b", &["top"])].into_iter().enumerate()
+        {
+            let target = root.path().join(number.to_string());
+            mount(std::slice::from_ref(&bottom), sub_path, &target).unwrap();
+            let found = names(&target);
+            fs_err::write(target.join("new"), "").unwrap_err();
+            assert!(has_all_flags(&target), "{sub_path:?}");
+            mounts::detach(&target).unwrap();
+            assert_eq!(found, expected, "{sub_path:?}");
+            assert_eq!(names(&target), [""; 0], "{sub_path:?}: one mount at most is left");
         }
     }
 

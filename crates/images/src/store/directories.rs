@@ -53,7 +53,7 @@ pub(crate) fn plan(stack: &[Stacked]) -> io::Result<BTreeMap<PathBuf, OwnedFd>> 
             add(&mut plan, stack, path, directory)?;
         }
     }
-    // The root is always merged: with the container's own.
+    // The root is always merged: with the container's own, or by whoever mounts a volume.
     let holding = stack.iter().flat_map(|layer| &layer.whiteouts_in);
     for path in holding.filter(|path| !path.as_os_str().is_empty()) {
         if let (Some(directory), 1) = (shown(stack, path)?.directory, merged(stack, path)?) {
