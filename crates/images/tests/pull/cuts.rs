@@ -209,9 +209,9 @@ impl Drop for Killed {
     }
 }
 
-/// How often the puller dies. By hand: more.
+/// How often the puller dies.
 fn deaths() -> u64 {
-    std::env::var("CRIA_TEST_KILLS").map_or(60, |kills| kills.parse().unwrap())
+    std::env::var("CRIA_TEST_KILLS").map_or(200, |kills| kills.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
