@@ -18,12 +18,12 @@ pub(crate) struct Jobs<T> {
     running: Mutex<HashMap<JobKey, Weak<Job<T>>>>,
 }
 
-/// What a job is known by. The same content from two registries is two jobs, as it is from two repositories
-/// of one (which may stand before registries of others): whoever waits for one waits for a server that
-/// the pull itself has chosen, and has asked with its own credentials.
+/// What a job is known by. The same content from two sources is two jobs: whoever waits for one waits
+/// for a server that the pull itself has chosen.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct JobKey {
-    /// The registry's repository, see [`Session::source`](crate::registry::Session::source).
+    /// For a layer a registry, since images of many repositories have the same base; for a config the
+    /// repository, since to have been given it there is what opens an image.
     pub(crate) source: String,
     pub(crate) blob: Digest,
     /// What becomes of the blob.

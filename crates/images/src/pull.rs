@@ -3,8 +3,9 @@
 //! Every caller asks the registry for the manifest itself, with its own credentials: that is what
 //! decides whether it may have the image. So it does for the config, whether or not that is held:
 //! an id is no secret, and a manifest that names it may be anybody's. Only what these lead to is
-//! shared: each layer (and config) under way is one job, whoever needs it from that repository; a
-//! job that nobody waits for any more is stopped. Layers that are complete stay, for everybody.
+//! shared: each layer under way is one job, whoever needs it from that registry (a config: from that
+//! repository); a job that nobody waits for any more is stopped. Layers that are complete stay, for
+//! everybody.
 
 use std::sync::Arc;
 
@@ -252,7 +253,7 @@ impl Store {
             let meter = self.shared.progress.meter();
             async move { Ok(layer::fetch_small(&session, &blob, "the config", meter).await?.into()) }
         };
-        let source = session.source().to_owned();
+        let source = session.repository();
         let key = JobKey { source, blob: blob.digest, makes: blob.digest };
         self.shared.config_jobs.run(key, fetch).await
     }
@@ -292,7 +293,7 @@ impl Store {
                 store.make_layer(&session, &layer, windows).await
             }
         };
-        let source = session.source().to_owned();
+        let source = session.registry();
         let key = JobKey { source, blob: layer.blob.digest, makes: layer.diff_id };
         self.shared.layer_jobs.run(key, fetch).await.map(drop)
     }

@@ -205,8 +205,13 @@ impl Session {
     }
 
     /// The registry and its repository, as nothing else is called.
-    pub(crate) fn source(&self) -> &str {
-        self.base.as_str()
+    pub(crate) fn repository(&self) -> String {
+        self.base.to_string()
+    }
+
+    /// The registry, as no other is called.
+    pub(crate) fn registry(&self) -> String {
+        self.base.origin().ascii_serialization()
     }
 }
 

@@ -114,19 +114,19 @@ async fn when_the_last_caller_has_gone_the_download_stops_and_finished_layers_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_of_a_repository_share_the_layers_they_have_in_common_even_while_those_come() {
+async fn images_of_a_registry_share_the_layers_they_have_in_common_even_while_those_come() {
     let registry = Scripted::start().await;
     let common = tar_of(&[("common", &[1; 9000])]);
     let one = TestImage::of(&[common.clone(), tar_of(&[("x", b"1")])]);
     let two = TestImage::of(&[common, tar_of(&[("x", b"2")])]);
     registry.put("app:1", &one);
-    registry.put("app:2", &two);
+    registry.put("other:2", &two);
     let gate = Arc::new(Semaphore::new(0));
     registry.fail(one.layers[0].digest(), 1, Fault::Hold(Arc::clone(&gate)));
     let test = TestStore::with(&[&registry.host], "", |options| {
         options.stall_timeout = std::time::Duration::from_secs(20);
     });
-    let pulls = ["app:1", "app:2"].map(|name| start(&test, &format!("{}/{name}", registry.host)));
+    let pulls = ["app:1", "other:2"].map(|name| start(&test, &format!("{}/{name}", registry.host)));
     until("both are at it", || test.layers().len() == 2).await;
     gate.add_permits(1);
     for pull in pulls {
@@ -166,30 +166,29 @@ async fn somebody_elses_failed_download_is_not_this_callers_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_registry_or_repository_keeps_nobody_waiting_who_has_another() {
-    let (slow, good) = (Scripted::start().await, Scripted::start().await);
+async fn a_slow_registry_keeps_nobody_waiting_who_has_another() {
+    let [slow, slower, good] =
+        [Scripted::start().await, Scripted::start().await, Scripted::start().await];
     let image = image();
-    for (registry, name) in [(&slow, "app:1"), (&good, "app:1"), (&good, "copy:1")] {
-        registry.put(name, &image);
+    for registry in [&slow, &slower, &good] {
+        registry.put("app:1", &image);
     }
     let gate = Arc::new(Semaphore::new(0));
-    let paths =
-        [&image.config, &image.layers[0]].map(|blob| format!("app/blobs/{}", blob.digest()));
-    slow.fail(&paths[0], 1, Fault::Hold(Arc::clone(&gate)));
-    slow.fail(&paths[1], 1, Fault::Pause(10, Arc::clone(&gate)));
-    good.fail(&paths[1], 1, Fault::Pause(10, Arc::clone(&gate)));
-    let test = TestStore::with(&[&slow.host, &good.host], "", |options| {
+    let [config, layer] = [image.config.digest(), image.layers[0].digest()];
+    slow.fail(config, 1, Fault::Hold(Arc::clone(&gate)));
+    slower.fail(layer, 1, Fault::Pause(10, Arc::clone(&gate)));
+    let test = TestStore::with(&[&slow.host, &slower.host, &good.host], "", |options| {
         options.stall_timeout = std::time::Duration::from_secs(20);
     });
-    let others = [&slow, &good].map(|registry| start(&test, &format!("{}/app:1", registry.host)));
-    until("the one waits for its config", || slow.requests(&paths[0]).len() == 1).await;
-    until("the other for a layer", || good.requests(&paths[1]).len() == 1).await;
+    let others = [&slow, &slower].map(|registry| start(&test, &format!("{}/app:1", registry.host)));
+    until("the one waits for its config", || slow.requests(config).len() == 1).await;
+    until("the other for a layer", || slower.requests(layer).len() == 1).await;
 
-    test.pull(&format!("{}/copy:1", good.host)).await.unwrap();
+    test.pull(&format!("{}/app:1", good.host)).await.unwrap();
     let layers = test.layers();
     assert!(others.iter().all(|pull| !pull.is_finished()));
     // Whoever comes second finds the layer here, and leaves nothing behind.
-    gate.add_permits(3);
+    gate.add_permits(2);
     for pull in others {
         assert_eq!(pull.await.unwrap().unwrap().id.to_string(), image.id());
     }
