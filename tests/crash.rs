@@ -4,10 +4,10 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use cria_proto::*;
-use harness::cri::{Container, Pod};
+use harness::cri::{Container, Pod, among_its_pods_processes, with_shared_processes};
 use harness::node::monitors;
-use harness::scene::{OBEDIENT, SOON, Scene};
-use harness::{until, wait};
+use harness::scene::{OBEDIENT, SOON, Scene, refused};
+use harness::{Node, until, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::Code;
@@ -147,10 +147,14 @@ fn a_daemon_killed_at_any_moment_of_a_pods_life_loses_and_leaks_nothing() {
     // From the first intent to the last removal: a life takes some hundred milliseconds.
     for moment in (0..24_u64).map(|step| Duration::from_millis(step * 25)) {
         thread::scope(|scope| {
-            let lives: Vec<_> = (0..3)
-                .map(|_| {
-                    let config = scene.node.pod("victim");
-                    let container = scene.script("victim", "exit 9");
+            let lives: Vec<_> = (0..4)
+                .map(|number| {
+                    let mut config = scene.node.pod("victim");
+                    let mut container = scene.script("victim", "exit 9");
+                    if number % 2 == 1 {
+                        config = with_shared_processes(config);
+                        container = among_its_pods_processes(container);
+                    }
                     let cri = scene.cri().clone();
                     // Its calls fail when the daemon dies: that is the point.
                     scope.spawn(move || live(&cri, config, container))
@@ -176,12 +180,13 @@ fn what_was_half_made_is_finished_or_undone_and_its_name_is_free_again() {
         "[ $CNI_COMMAND = DEL ] && exit; touch $NODE/adding; while [ ! -e $NODE/go ]; do sleep 0.05; done\n{}",
         harness::scripts::CNI_RESULT
     ));
-    let config = scene.pod("half");
+    let config = with_shared_processes(scene.pod("half"));
     thread::scope(|scope| {
         let cri = scene.node.cri().clone();
         let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
         let call = scope.spawn(move || cri.run_pod_sandbox(request));
         until("the plugin runs", SOON, || scene.node.has_flag("adding").then_some(()));
+        until("the pod's init runs", SOON, || has_pod_init(&mut scene.node).then_some(()));
         scene.node.kill9();
         call.join().expect("no panic").expect_err("nobody answers");
     });
@@ -220,7 +225,8 @@ fn a_stop_under_way_goes_on_after_the_daemon_is_back() {
 #[test]
 fn a_record_that_cannot_be_read_stops_neither_the_start_nor_the_other_pods() {
     let mut scene = Scene::new();
-    let (good, bad) = (scene.host("good"), scene.host("bad"));
+    let good = scene.host("good");
+    let bad = scene.run_pod(with_shared_processes(scene.host_pod("bad")));
     let container = scene.obedient(&good, "good");
     scene.kill9();
     let mut spoilt = 0;
@@ -233,6 +239,22 @@ fn a_record_that_cannot_be_read_stops_neither_the_start_nor_the_other_pods() {
     assert_eq!(container.status().state(), ContainerState::ContainerRunning);
     assert_eq!(good.status().state(), PodSandboxState::SandboxReady);
     assert!(scene.log().contains("WARN"), "it is said");
+    // What is left of the bad one goes, processes that no record names among it.
+    until("its init is gone", SOON, || (!has_pod_init(&mut scene)).then_some(()));
+    scene.assert_nothing_is_left_soon();
+}
+
+#[test]
+fn a_pod_that_cannot_be_attached_leaves_no_init() {
+    let mut scene = Scene::new();
+    scene.cni_script(
+        r#"[ $CNI_COMMAND = DEL ] || { echo '{"code": 11, "msg": "later"}'; exit 1; }"#,
+    );
+    let config = with_shared_processes(scene.pod("unattached"));
+    let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
+    let message = refused(scene.cri().run_pod_sandbox(request), Code::Internal);
+    assert!(message.contains("later"), "{message}");
+    scene.assert_nothing_left();
 }
 
 /// The life of a pod for as long as somebody answers.
@@ -293,6 +315,11 @@ fn listed_pods(cri: &harness::Cri) -> Vec<PodSandbox> {
 fn listed_containers(cri: &harness::Cri) -> Vec<cria_proto::Container> {
     let containers = cri.list_containers(ListContainersRequest::default());
     containers.expect("containers are listed").containers
+}
+
+/// Whether the init of a pod with shared processes runs on this node.
+fn has_pod_init(node: &mut Node) -> bool {
+    node.leftovers().iter().any(|left| left.contains("pod-init"))
 }
 
 /// Kills every monitor of the node, and waits until they are gone.

@@ -370,6 +370,22 @@ pub fn on_host_network(mut config: PodSandboxConfig) -> PodSandboxConfig {
     config
 }
 
+/// The same pod with one PID namespace for all its containers, and an init in it.
+pub fn with_shared_processes(mut config: PodSandboxConfig) -> PodSandboxConfig {
+    let linux = config.linux.get_or_insert_default();
+    let security = linux.security_context.get_or_insert_default();
+    security.namespace_options.get_or_insert_default().set_pid(NamespaceMode::Pod);
+    config
+}
+
+/// The same container in its pod's PID namespace.
+pub fn among_its_pods_processes(mut config: ContainerConfig) -> ContainerConfig {
+    let linux = config.linux.get_or_insert_default();
+    let security = linux.security_context.get_or_insert_default();
+    security.namespace_options.get_or_insert_default().set_pid(NamespaceMode::Pod);
+    config
+}
+
 /// A container that runs `command`, or the image's own if that is empty. It logs to `NAME.log`.
 pub fn container_config(name: &str, image: &str, command: &[&str]) -> ContainerConfig {
     ContainerConfig {

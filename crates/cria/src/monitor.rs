@@ -272,6 +272,14 @@ pub(crate) struct Role {
     process: OwnedFd,
 }
 
+impl Role {
+    /// Tells one that asked to be told so (`--confirm`) that what it made will be found again.
+    pub(crate) fn confirm(&self) -> io::Result<()> {
+        rustix::io::write(&self.socket, b"+")?;
+        Ok(())
+    }
+}
+
 impl Drop for Role {
     fn drop(&mut self) {
         // It ends by itself within no time once it is told; a stuck one must not keep us.

@@ -3,11 +3,14 @@
 //!
 //! ```text
 //! cria-monitor pod-init ID [--user PATH] [--net PATH] [--ipc PATH] [--uts PATH] [--cgroup PROCS]...
+//!     [--confirm yes]
 //! ```
 //!
 //! Descriptor 0 is a unix socket (stream or seqpacket). One answer comes: `+` and the pid of the
 //! pod's init as the caller sees it, or `-` and the reason. Then the called process ends, and the
-//! pod's init goes to the caller, if that is a subreaper. SIGTERM from outside the pod (the
+//! pod's init goes to the caller, if that is a subreaper. With `--confirm` it first hears a byte
+//! from the caller, who will then find the init again; if the caller or the called process dies
+//! before that, so does the init, of which nobody would know. SIGTERM from outside the pod (the
 //! node is shut down, or somebody signals all of the daemon's unit) ends it once it has been alone for a while; from
 //! inside the pod nothing does.
 //!
@@ -48,9 +51,22 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     let mut socket = File::from(socket);
     let result = join(arguments)
         .and_then(|()| start().map_err(|error| reason("start the pod's init", error)))
-        .and_then(|(pid, report)| wait_until_confined(report).map(|()| pid.to_string()));
-    answer(&mut socket, &result);
-    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        .and_then(|(pid, report)| wait_until_confined(report).map(|report| (pid, report)));
+    answer(&mut socket, &result.as_ref().map(|(pid, _)| pid.to_string()).map_err(Clone::clone));
+    let Ok((_, mut report)) = result else { return ExitCode::FAILURE };
+    if asks_back(arguments) && !hears_a_byte(&mut socket) {
+        return ExitCode::FAILURE;
+    }
+    if report.write_all(&[0]).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn asks_back(arguments: &[String]) -> bool {
+    arguments.chunks(2).any(|pair| pair[0] == "--confirm")
+}
+
+/// False: the other side is gone.
+fn hears_a_byte(socket: &mut impl Read) -> bool {
+    socket.read_exact(&mut [0]).is_ok()
 }
 
 fn join(arguments: &[String]) -> Result<(), String> {
@@ -95,14 +111,18 @@ fn copy_of_self() -> io::Result<OwnedFd> {
     cria_monitor::socket::sealed(c"pod-init", &program)
 }
 
-fn wait_until_confined(mut report: UnixStream) -> Result<(), String> {
-    let mut text = String::new();
-    report.read_to_string(&mut text).map_err(|error| reason("hear of the pod's init", error))?;
-    match text.strip_prefix('+') {
-        Some(_) => Ok(()),
-        None if text.is_empty() => Err("the pod's init died at its start".to_owned()),
-        None => Err(text.trim_start_matches('-').to_owned()),
+/// The init now waits for a byte.
+fn wait_until_confined(mut report: UnixStream) -> Result<UnixStream, String> {
+    let failed = |error| reason("hear of the pod's init", error);
+    let mut first = [0];
+    match report.read(&mut first).map_err(failed)? {
+        0 => return Err("the pod's init died at its start".to_owned()),
+        _ if first == *b"+" => return Ok(report),
+        _ => {}
     }
+    let mut text = String::new();
+    report.read_to_string(&mut text).map_err(failed)?;
+    Err(text)
 }
 
 /// The second start: pid 1 of the pod.
@@ -114,7 +134,10 @@ pub(crate) fn confined() -> ExitCode {
     heard.add(Signal::SIGTERM);
     let result = confine(&heard);
     answer(&mut report, &result.as_ref().map(|()| String::new()).map_err(Clone::clone));
-    if result.is_err() || sys::close_everything(report.into()).is_err() {
+    if result.is_err() || !hears_a_byte(&mut report) {
+        return ExitCode::FAILURE;
+    }
+    if sys::close_everything(report.into()).is_err() {
         return ExitCode::FAILURE;
     }
     let mut leaving: Option<Instant> = None;

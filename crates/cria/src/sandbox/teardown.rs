@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use super::config::NamespaceMode;
 use super::namespaces::Kind;
 use super::state::State;
-use super::{Sandbox, files, namespaces};
+use super::{Sandbox, files, init, namespaces};
 use crate::cni::Attachment;
 use crate::container::remove_tree;
 use crate::error::{Error, chain};
@@ -22,8 +22,9 @@ const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Clears a sandbox away of which nothing is known but the id.
 pub(crate) async fn discard(node: &Arc<Node>, id: &SandboxId) -> Result<(), Error> {
-    detach_forgotten(node, id).await;
     let action = format!("clear pod sandbox {id} away");
+    init::end_pinned(&node.paths, id).await.map_err(|error| Error::io(action.clone(), error))?;
+    detach_forgotten(node, id).await;
     let (node, id) = (Arc::clone(node), id.clone());
     let cleared = spawn_blocking(move || {
         for kind in [Kind::Net, Kind::Ipc, Kind::Uts] {
@@ -86,12 +87,7 @@ impl Sandbox {
     }
 
     async fn take_down_alone(&self, node: &Arc<Node>) -> Result<(), Error> {
-        let init = self.record.get().init;
-        if let Some(init) = init {
-            init.end().await.map_err(|error| {
-                Error::io(format!("end the init of pod sandbox {}", self.id), error)
-            })?;
-        }
+        self.end_init(node).await?;
         // The open counters keep the namespace alive.
         self.stats.close_network();
         self.detach(node).await?;
@@ -105,6 +101,18 @@ impl Sandbox {
             files::unmount(&node.paths, id)
         })
         .await
+    }
+
+    async fn end_init(&self, node: &Node) -> Result<(), Error> {
+        if self.config.security.namespaces.pid != NamespaceMode::Pod {
+            return Ok(());
+        }
+        let recorded = self.record.get().init;
+        let ended = match recorded {
+            Some(init) => init.end().await,
+            None => init::end_pinned(&node.paths, &self.id).await,
+        };
+        ended.map_err(|error| Error::io(format!("end the init of pod sandbox {}", self.id), error))
     }
 
     /// Leaves nothing; the record goes last.

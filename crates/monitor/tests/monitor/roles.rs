@@ -1,7 +1,7 @@
 //! The monitor binary's other roles.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -179,6 +179,37 @@ fn a_pod_s_init_is_confined_and_reaps() {
     drop(other.stdin.take());
     assert!(other.wait().unwrap().success());
     assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 0));
+}
+
+#[test]
+fn a_pod_s_init_stays_only_if_its_caller_confirms_it_and_the_role_lives_to_hear() {
+    set_child_subreaper(true).unwrap();
+    let start = || {
+        let (role, mut socket) = run(&["pod-init", "pod", "--confirm", "yes"]);
+        let pid = answer(&mut socket).strip_prefix('+').unwrap().parse().unwrap();
+        (role, socket, Pid::from_raw(pid))
+    };
+
+    let (mut role, socket, init) = start();
+    drop(socket);
+    assert!(!role.0.wait().unwrap().success());
+    assert_eq!(waitpid(init, None).unwrap(), WaitStatus::Exited(init, 1));
+
+    let (role, _socket, init) = start();
+    drop(role);
+    assert_eq!(waitpid(init, None).unwrap(), WaitStatus::Exited(init, 1));
+
+    let (mut role, mut socket, init) = start();
+    socket.write_all(b"+").unwrap();
+    assert!(role.0.wait().unwrap().success());
+    // Out of its caller's sight, and there to stay.
+    crate::node::wait_for("no descriptors", || {
+        let open = fs::read_dir(format!("/proc/{init}/fd")).unwrap().count();
+        (open == 0).then_some(())
+    });
+    assert_eq!(waitpid(init, Some(WaitPidFlag::WNOHANG)).unwrap(), WaitStatus::StillAlive);
+    kill(init, Signal::SIGKILL).unwrap();
+    assert_eq!(waitpid(init, None).unwrap(), WaitStatus::Signaled(init, Signal::SIGKILL, false));
 }
 
 #[test]
