@@ -2,11 +2,12 @@
 //! hangs, monitors that died in the middle.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cria_proto::*;
-use harness::cri::Container;
+use harness::cri::{Container, with_shared_processes};
 use harness::leftovers::processes_of;
 use harness::node::{files_named_after, monitors};
 use harness::scene::{OBEDIENT, SOON, Scene, refused};
@@ -14,7 +15,7 @@ use harness::scripts::{self, CNI_RESULT};
 use harness::until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::Code;
 
 #[test]
@@ -46,6 +47,28 @@ fn after_a_reboot_all_has_exited_unknown_and_is_taken_down_as_ever() {
     let next = scene.host("next");
     scene.obedient(&next, "next");
     running.remove().expect("it is removed");
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn after_a_reboot_whoever_has_the_pid_of_a_pods_init_lives_on() {
+    let mut scene = Scene::new();
+    let pod = scene.run_pod(with_shared_processes(scene.host_pod("rebooted")));
+    let mut stranger = Command::new("sleep").arg("300").spawn().expect("it is installed");
+    let named = json!({ "pid": stranger.id(), "start_time": start_time(stranger.id()) });
+    scene.kill9();
+    kill_all(processes_of(scene.place(), "pod-init"));
+    change_records(&scene, |record| {
+        record["boot_id"] = "another boot".into();
+        record["init"] = named.clone();
+    });
+    scene.resume();
+    assert_eq!(pod.status().state(), PodSandboxState::SandboxNotready);
+    pod.stop().expect("it stops");
+    pod.remove().expect("it is removed");
+    assert_eq!(stranger.try_wait().expect("it is our child"), None);
+    stranger.kill().expect("it runs");
+    stranger.wait().expect("it is our child");
     scene.assert_nothing_left();
 }
 
@@ -232,16 +255,26 @@ fn reboot(scene: &mut Scene) {
     scene.kill9();
     kill_all(monitors(scene.place()));
     kill_all(inits(scene));
+    change_records(scene, |record| record["boot_id"] = "another boot".into());
+    scene.resume();
+}
+
+fn change_records(scene: &Scene, change: impl Fn(&mut Value)) {
     for folder in ["sandboxes", "containers"] {
         for entry in fs_err::read_dir(scene.root().join(folder)).expect("cria made it") {
             let path = entry.expect("own folder").path().join("record.json");
             let text = fs_err::read(&path).expect("each has a record");
             let mut record: Value = serde_json::from_slice(&text).expect("it is JSON");
-            record["boot_id"] = "another boot".into();
+            change(&mut record);
             fs_err::write(&path, record.to_string()).expect("own folder");
         }
     }
-    scene.resume();
+}
+
+/// In clock ticks since the boot: the 22nd field of proc_pid_stat(5), of a program with a plain name.
+fn start_time(pid: u32) -> u64 {
+    let stat = fs_err::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    stat.split(' ').nth(21).and_then(|field| field.parse().ok()).expect("proc_pid_stat(5)")
 }
 
 fn record(scene: &Scene, id: &str) -> PathBuf {

@@ -139,10 +139,15 @@ impl Sandbox {
         .await;
     }
 
-    /// A sandbox of an earlier daemon. What a reboot ended is NotReady.
+    /// A sandbox of an earlier daemon. What a reboot ended is NotReady, and its init's pid and start
+    /// time may be those of anybody's process now.
     pub(crate) async fn recover(self: &Arc<Self>, node: &Node) {
-        if self.record.get().boot_id != node.boot_id && self.state() == State::Ready {
-            self.begin_stop().await;
+        if self.record.get().boot_id != node.boot_id {
+            self.note("ended by a reboot", |record| {
+                record.state = State::NotReady;
+                record.init = None;
+            })
+            .await;
         }
         self.watch_init();
     }
