@@ -185,6 +185,19 @@ fn hostname_name_servers_and_shared_memory_are_the_pods() {
 }
 
 #[test]
+fn a_containers_hostname_is_the_same_by_the_kernel_by_file_and_by_variable() {
+    let scene = Scene::new();
+    let node = fs_err::read_to_string("/proc/sys/kernel/hostname").expect("/proc is mounted");
+    for (pod, expected) in
+        [(scene.host("host"), node.trim()), (scene.run_pod(scene.pod("own")), "own")]
+    {
+        let container = scene.obedient(&pod, "named");
+        let seen = container.exec(&["sh", "-c", "hostname; cat /etc/hostname; echo $HOSTNAME"]);
+        assert_eq!(seen.expect("exec runs").stdout, format!("{expected}\n").repeat(3));
+    }
+}
+
+#[test]
 fn the_loopback_interface_of_a_pod_is_up() {
     let scene = Scene::new();
     let container = scene.obedient(&scene.run_pod(scene.pod("loopback")), "loopback");

@@ -47,12 +47,7 @@ impl Files {
             None => host_file("/etc/resolv.conf")?,
         };
         fs_err::write(&self.resolv_conf, resolv_conf)?;
-        let own_uts = namespaces::own(config).contains(&namespaces::Kind::Uts);
-        let hostname = match own_uts {
-            true => namespaces::hostname(config, id),
-            false => host_file("/proc/sys/kernel/hostname")?.trim_end().to_owned(),
-        };
-        fs_err::write(&self.hostname, format!("{hostname}\n"))?;
+        fs_err::write(&self.hostname, format!("{}\n", namespaces::hostname(config, id)))?;
         fs_err::write(&self.hosts, host_file("/etc/hosts")?)?;
         if config.security.namespaces.ipc != NamespaceMode::Node {
             mounts::shm(&self.shm, SHM_BYTES)?;

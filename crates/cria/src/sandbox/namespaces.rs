@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_bind_recursive, mount_change};
+use rustix::system::uname;
 
 use super::config::{NamespaceMode, SandboxConfig};
 use crate::id::SandboxId;
@@ -81,8 +82,12 @@ pub(super) fn of_sysctl(key: &str) -> Option<Kind> {
     }
 }
 
-/// The name of the pod's host: its own, else the id's first characters, as every runtime does it.
+/// The name of the pod's host: its own, else the id's first characters, as every runtime does it; the
+/// node's where the pod shares that namespace.
 pub(crate) fn hostname(config: &SandboxConfig, id: &SandboxId) -> String {
+    if !own(config).contains(&Kind::Uts) {
+        return uname().nodename().to_string_lossy().into_owned();
+    }
     match config.hostname.as_str() {
         "" => id.as_str()[..12].to_owned(),
         name => name.to_owned(),
@@ -200,10 +205,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_a_name_is_called_by_its_id() {
+    fn a_pod_without_a_name_is_called_by_its_id_or_on_the_hosts_network_as_the_host() {
+        use NamespaceMode::{Node, Pod};
         let id = SandboxId::random().unwrap();
-        assert_eq!(hostname(&config(NamespaceMode::Pod, NamespaceMode::Pod, ""), &id).len(), 12);
-        let named = config(NamespaceMode::Pod, NamespaceMode::Pod, "web");
-        assert_eq!(hostname(&named, &id), "web");
+        let host = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        let cases = [
+            (config(Pod, Pod, ""), &id.as_str()[..12]),
+            (config(Pod, Pod, "web"), "web"),
+            (config(Node, Pod, ""), host.trim_end()),
+            (config(Node, Pod, "web"), "web"),
+        ];
+        for (config, expected) in cases {
+            assert_eq!(hostname(&config, &id), expected, "{config:?}");
+        }
     }
 }
