@@ -2,8 +2,11 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use harness::cri::Container;
+use harness::cri::{Container, with_shared_processes};
+use harness::leftovers::processes_of;
 use harness::node::files_named_after;
 use harness::scene::{SOON, Scene};
 use harness::{Node, until};
@@ -15,6 +18,19 @@ use serde_json::Value;
 fn times_said(node: &Node, phrase: &str) -> usize {
     node.log().lines().filter(|line| line.contains(phrase)).count()
 }
+
+/// The daemon is a service, and its systemctl says that all is being stopped. The third word of its
+/// command line is a file in the node's folder.
+const ON_A_NODE_GOING_DOWN: &str = r#"
+tree=/sys/fs/cgroup
+[ ! -d $tree/systemd ] || tree=$tree/systemd
+unit=$tree$(sed -n 's/^[0-9]*:\(name=systemd\)\?://p' /proc/self/cgroup | head -n 1)/cria.service
+mkdir -p $unit
+echo $$ > $unit/cgroup.procs
+mkdir -p ${3%/*}/bin
+printf '#!/bin/sh\necho stopping\n' > ${3%/*}/bin/systemctl
+chmod +x ${3%/*}/bin/systemctl
+export PATH=${3%/*}/bin:$PATH"#;
 
 const RELOADED: &str = "are read again";
 const REFUSED: &str = "nothing is reloaded";
@@ -174,6 +190,35 @@ fn an_end_just_before_the_daemons_is_in_the_record() {
     scene.assert_nothing_left();
 }
 
+/// The node is going down, and a process in the pod that nobody waits for holds its init up.
+#[test]
+fn an_init_that_does_not_end_holds_up_neither_the_daemons_end_nor_the_records() {
+    let mut scene = Scene::with(|setup| setup.shell(ON_A_NODE_GOING_DOWN));
+    let pod = scene.run_pod(with_shared_processes(scene.host_pod("stuck")));
+    let inits = processes_of(scene.place(), "pod-init");
+    let mut nsenter = Command::new("nsenter");
+    nsenter.args(["--target", &inits[0].to_string(), "--pid", "sleep", "300"]);
+    let mut guest = nsenter.spawn().expect("util-linux is installed");
+    let children = format!("/proc/{0}/task/{0}/children", guest.id());
+    until("a process of the pod", SOON, || {
+        (!fs_err::read_to_string(&children).ok()?.is_empty()).then_some(())
+    });
+    let parent = Pid::from_raw(guest.id().try_into().expect("pids fit"));
+    kill(parent, Signal::SIGSTOP).expect("it lives");
+    until("its parent is stopped", SOON, || (state_of(parent) == "T").then_some(()));
+
+    let begun = Instant::now();
+    assert!(scene.terminate().success());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(scene.log().contains("the pod's init stays"));
+    assert_eq!(record(&scene, &pod.id)["state"], "not-ready");
+
+    kill(parent, Signal::SIGCONT).expect("it lives");
+    guest.wait().expect("it is our child");
+    scene.resume();
+    scene.assert_nothing_left();
+}
+
 fn record(node: &Node, id: &str) -> Value {
     let files = files_named_after(&node.root(), id);
     let file = files.into_iter().find(|file| file.ends_with("record.json"));
@@ -182,6 +227,12 @@ fn record(node: &Node, id: &str) -> Value {
 }
 
 fn is_dead(pid: Pid) -> bool {
+    matches!(state_of(pid).as_str(), "" | "Z")
+}
+
+/// The letter of proc_pid_stat(5); none if there is no such process.
+fn state_of(pid: Pid) -> String {
     let stat = fs_err::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.starts_with(" Z"))
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').next());
+    state.unwrap_or_default().to_owned()
 }

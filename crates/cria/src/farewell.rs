@@ -1,6 +1,7 @@
 //! The daemon's end. It may be the node's too: then the containers have just been stopped, in front
 //! of us, and after the boot nobody but our records knows how they ended.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
 const SYNC_WITHIN: Duration = Duration::from_secs(5);
 
+/// A killed process ends at once, unless one of its namespace is stuck.
+const INITS_END_WITHIN: Duration = Duration::from_secs(2);
+
 /// Takes in the ends that are under way, and has the disk hold what this daemon wrote. A restart
 /// hardly waits: nothing has ended, and few records are new.
 pub(crate) async fn take_leave(daemon: &Daemon) {
@@ -25,11 +29,11 @@ pub(crate) async fn take_leave(daemon: &Daemon) {
     if timeout(SETTLE_WITHIN, settled).await.is_err() {
         warn!("a container has ended, and its monitor does not say how");
     }
+    // Before anything else waits for processes: systemd does not wait for us much longer.
+    sync_records(daemon).await;
     if daemon.node.unit.is_some() && systemd::is_stopping().await {
         end_pod_inits(daemon).await;
-    }
-    if timeout(SYNC_WITHIN, sync_records(daemon)).await.is_err() {
-        warn!("the disk does not take the records in time");
+        sync_records(daemon).await;
     }
 }
 
@@ -41,17 +45,30 @@ async fn end_pod_inits(daemon: &Daemon) {
         let mut own = containers.iter().filter(|container| container.sandbox == sandbox.id);
         own.all(|container| container.state().is_exited())
     };
-    for sandbox in daemon.sandboxes.all().into_iter().filter(has_ended) {
-        let Some(init) = sandbox.record.get().init else { continue };
+    let mut ended = daemon.sandboxes.all();
+    ended.retain(has_ended);
+    join_all(ended.iter().map(|sandbox| end_pod_init(sandbox))).await;
+}
+
+async fn end_pod_init(sandbox: &Sandbox) {
+    let Some(init) = sandbox.record.get().init else { return };
+    let ended = timeout(INITS_END_WITHIN, async {
         // As after the boot; and nobody is to wonder at its init's end.
         sandbox.begin_stop().await;
-        if let Err(error) = init.end().await {
-            warn!(sandbox = %sandbox.id, %error, "the pod's init stays");
-        }
+        init.end().await
+    });
+    if let Err(error) = ended.await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
+        warn!(sandbox = %sandbox.id, %error, "the pod's init stays");
     }
 }
 
 async fn sync_records(daemon: &Daemon) {
+    if timeout(SYNC_WITHIN, sync_all(daemon)).await.is_err() {
+        warn!("the disk does not take the records in time");
+    }
+}
+
+async fn sync_all(daemon: &Daemon) {
     let (sandboxes, containers) = (daemon.sandboxes.all(), daemon.containers.all());
     let sandboxes = join_all(sandboxes.iter().map(|sandbox| sandbox.record.sync()));
     let containers = join_all(containers.iter().map(|container| container.record.sync()));
