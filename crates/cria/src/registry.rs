@@ -1,8 +1,8 @@
 //! Every sandbox and container by id and by name, and the creations under way. No IO.
 //!
 //! A creation is one object per name: a kubelet that timed out and asks again attaches to the one
-//! under way and gets its result the moment it is there. What a creation has made is listed only
-//! when it is complete.
+//! under way and gets its result the moment it is there. A creation lists what it has made, once
+//! that is complete: what it looks at afterwards is younger than the list.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -95,7 +95,7 @@ impl<T: Named + Send + Sync + 'static> Objects<T> {
         self.lock().by_id.values().cloned().collect()
     }
 
-    /// Lists `object`: at the end of its creation, or of its recovery.
+    /// Lists `object`: when it has been created, or recovered.
     pub(crate) fn insert(&self, object: Arc<T>) {
         let mut tables = self.lock();
         tables.by_key.insert(object.key(), object.id().clone());
@@ -112,7 +112,7 @@ impl<T: Named + Send + Sync + 'static> Objects<T> {
     }
 
     /// The object called `key`: the one that exists, the one somebody is making, or what `create`
-    /// makes. `create` runs to its end even if every caller has gone.
+    /// makes and lists. `create` runs to its end even if every caller has gone.
     pub(crate) async fn get_or_create<F>(
         self: &Arc<Self>,
         key: T::Key,
@@ -164,20 +164,14 @@ impl<T: Named + Send + Sync + 'static> Objects<T> {
         Ok(Claim::Ours(sender, result))
     }
 
-    /// Lists what was made and frees the name, in one step; then tells those who wait.
+    /// Frees the name, which is that of a listed object now or nobody's; then tells those who wait.
     fn finish(
         &self,
         key: &T::Key,
         outcome: Result<Arc<T>, Error>,
         result: &watch::Sender<Creation<T>>,
     ) {
-        let mut tables = self.lock();
-        tables.creating.remove(key);
-        if let Ok(object) = &outcome {
-            tables.by_key.insert(key.clone(), object.id().clone());
-            tables.by_id.insert(object.id().clone(), Arc::clone(object));
-        }
-        drop(tables);
+        self.lock().creating.remove(key);
         result.send_replace(Some(outcome.map_err(Arc::new)));
     }
 
@@ -219,16 +213,23 @@ mod tests {
         Arc::new(Thing { id: id.to_owned(), usable: AtomicBool::new(true) })
     }
 
+    /// What a creation does when all is made.
+    fn listed(things: &Objects<Thing>, id: &str) -> Result<Arc<Thing>, Error> {
+        let made = thing(id);
+        things.insert(Arc::clone(&made));
+        Ok(made)
+    }
+
     #[tokio::test]
     async fn a_retry_attaches_to_the_creation_under_way_even_if_the_first_caller_has_gone() {
         let things = Arc::new(Objects::<Thing>::default());
         let (go, made) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
         let create = || {
-            let (go, made) = (Arc::clone(&go), Arc::clone(&made));
+            let (go, made, things) = (Arc::clone(&go), Arc::clone(&made), Arc::clone(&things));
             async move {
                 made.fetch_add(1, Ordering::Relaxed);
                 go.notified().await;
-                Ok(thing("abc"))
+                listed(&things, "abc")
             }
         };
         {
@@ -254,15 +255,39 @@ mod tests {
         let error = things.get_or_create("name", fail).await.err().unwrap();
         assert_eq!(error.to_string(), "no such image: x");
 
-        let made = things.get_or_create("name", || async { Ok(thing("abc")) }).await.unwrap();
+        let create = |id: &'static str| {
+            let things = Arc::clone(&things);
+            move || async move { listed(&things, id) }
+        };
+        let made = things.get_or_create("name", create("abc")).await.unwrap();
         made.usable.store(false, Ordering::Relaxed);
-        let again = things.get_or_create("name", || async { Ok(thing("def")) }).await;
+        let again = things.get_or_create("name", create("def")).await;
         assert!(matches!(again, Err(Error::AlreadyExists { .. })));
 
         things.remove(&made);
-        let young = things.get_or_create("name", || async { Ok(thing("def")) }).await.unwrap();
+        let young = things.get_or_create("name", create("def")).await.unwrap();
         things.remove(&made);
         assert_eq!(things.get_or_create("name", fail).await.unwrap().id, young.id);
+    }
+
+    #[tokio::test]
+    async fn what_is_listed_can_be_removed_before_its_creation_is_through_and_stays_removed() {
+        let things = Arc::new(Objects::<Thing>::default());
+        let (go, shown) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (list, wait, tell) = (Arc::clone(&things), Arc::clone(&go), Arc::clone(&shown));
+        let creation = things.get_or_create("name", || async move {
+            let made = listed(&list, "abc")?;
+            tell.notify_one();
+            wait.notified().await;
+            Ok(made)
+        });
+        let stop = async {
+            shown.notified().await;
+            things.remove(&things.get(&"abc".to_owned()).unwrap());
+            go.notify_one();
+        };
+        assert_eq!(tokio::join!(creation, stop).0.unwrap().id, "abc");
+        assert!(things.all().is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::container::spec::SpecError;
 use crate::container::state::State as ContainerState;
 use crate::container::{self, Container, Creation, ImageVolume, PidNamespaceFile};
 use crate::daemon::Daemon;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::node::Node;
 use crate::registry::ContainerKey;
 use crate::sandbox::config::NamespaceMode;
@@ -32,19 +32,20 @@ pub(in crate::cri) async fn create_container(
         attempt: config.attempt,
     };
     let target = target(daemon, &config)?;
-    let node = Arc::clone(&daemon.node);
-    let container =
-        daemon.containers.get_or_create(key, || create(node, sandbox, config, target)).await?;
+    let maker = daemon.clone();
+    let create = || async move { create(&maker, sandbox, config, target).await };
+    let container = daemon.containers.get_or_create(key, create).await?;
     record("container", &container.id);
     Ok(CreateContainerResponse { container_id: container.id.to_string() })
 }
 
 async fn create(
-    node: Arc<Node>,
+    daemon: &Daemon,
     sandbox: Arc<Sandbox>,
     config: Arc<ContainerConfig>,
     target: Option<Arc<Container>>,
 ) -> Result<Arc<Container>, Error> {
+    let node = &daemon.node;
     check_ready(&sandbox)?;
     let asked = &config.image.image;
     let missing = || Error::NotFound { kind: "image", id: asked.clone() };
@@ -53,18 +54,22 @@ async fn create(
     node.images.check_use(&image, config.image.written(), &sandbox.config.namespace)?;
     let creation = Creation {
         sandbox: Arc::clone(&sandbox),
-        pid_namespace: pid_namespace(&node, &sandbox, &config, target.as_deref())?,
+        pid_namespace: pid_namespace(node, &sandbox, &config, target.as_deref())?,
         image_config: image.config.clone().ok_or_else(|| artifact(asked))?,
         lease: node.images.lease(&image.id)?,
-        image_volumes: image_volumes(&node, &config, &sandbox.config.namespace).await?,
+        image_volumes: image_volumes(node, &config, &sandbox.config.namespace).await?,
         image,
         config,
     };
-    let container = container::create(Arc::clone(&node), creation).await?;
-    // A sandbox that was stopped meanwhile did not see this container.
-    if let Err(error) = check_ready(&sandbox) {
-        container.remove(&node).await?;
-        return Err(error);
+    let container = container::create(Arc::clone(node), creation).await?;
+    daemon.containers.insert(Arc::clone(&container));
+    // A sandbox that is stopped from here on sees this container; of one that was before, it is told
+    // here. What cannot be removed stays listed, for the pod's removal to try again.
+    if let Err(stopped) = check_ready(&sandbox) {
+        if let Err(error) = daemon.remove_container(&container).await {
+            tracing::warn!(container = %container.id, error = chain(&error), "cannot undo a creation");
+        }
+        return Err(stopped);
     }
     Ok(container)
 }

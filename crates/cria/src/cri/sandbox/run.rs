@@ -22,10 +22,14 @@ pub(in crate::cri) async fn run_pod_sandbox(
     }
     let config = convert::sandbox_config(request.config, handler)?;
     record("pod", &format!("{}/{}", config.namespace, config.name));
-    let node = Arc::clone(&daemon.node);
     let key = config.key();
-    let sandbox =
-        daemon.sandboxes.get_or_create(key, || sandbox::create(node, Arc::new(config))).await?;
+    let (node, sandboxes) = (Arc::clone(&daemon.node), Arc::clone(&daemon.sandboxes));
+    let create = || async move {
+        let sandbox = sandbox::create(node, Arc::new(config)).await?;
+        sandboxes.insert(Arc::clone(&sandbox));
+        Ok(sandbox)
+    };
+    let sandbox = daemon.sandboxes.get_or_create(key, create).await?;
     super::note(&sandbox);
     Ok(RunPodSandboxResponse { pod_sandbox_id: sandbox.id.to_string() })
 }
