@@ -3,7 +3,8 @@
 use cria_proto::NamespaceMode::{Container as Own, Node, Pod as Shared, Target};
 use cria_proto::*;
 use harness::cri::{Container, Pod};
-use harness::scene::{SOON, Scene};
+use harness::scene::{SOON, Scene, refused};
+use tonic::Code;
 
 const KINDS: [&str; 4] = ["net", "ipc", "uts", "pid"];
 
@@ -160,6 +161,19 @@ fn sysctls_of_the_pod_are_set_in_its_namespaces_and_nowhere_else() {
         let seen = container.exec(&["cat", &file]).expect("exec runs");
         assert_eq!(seen.stdout.trim(), value, "{name}");
         assert_ne!(fs_err::read_to_string(file).expect("it is there").trim(), value, "{name}");
+    }
+}
+
+#[test]
+fn a_sysctl_that_no_pod_can_have_is_refused_before_anything_is_made() {
+    let scene = Scene::new();
+    for name in ["kernel.panic", "kernel.shm_next_id", "kernel.hostname", "net/../kernel/panic"] {
+        let mut config = scene.pod("refused");
+        let linux = config.linux.get_or_insert_default();
+        linux.sysctls = [(name.to_owned(), "1".to_owned())].into();
+        let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        let message = refused(scene.cri().run_pod_sandbox(request), Code::InvalidArgument);
+        assert!(message.contains(name), "{message}");
     }
 }
 

@@ -46,6 +46,7 @@ mod status;
 mod streaming;
 mod sys;
 mod systemd;
+mod tree;
 mod watch;
 
 use std::io::{self, Write as _};

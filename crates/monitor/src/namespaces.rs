@@ -15,6 +15,7 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use cria_monitor::sysctl::{self, Namespace};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::sys;
@@ -93,93 +94,16 @@ fn make(wanted: &Wanted) -> Result<(), String> {
 
 fn write_sysctl(key: &str, value: &str, made: CloneFlags) -> io::Result<()> {
     let refused = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
-    let path = sysctl_path(key).ok_or_else(|| refused("no such name"))?;
-    let owner = sysctl_namespace(&path).ok_or_else(|| refused("belongs to the whole node"))?;
+    let path = sysctl::path(key).ok_or_else(|| refused("no such name"))?;
+    let owner = match sysctl::namespace(&path) {
+        Some(Namespace::Net) => CloneFlags::CLONE_NEWNET,
+        Some(Namespace::Ipc) => CloneFlags::CLONE_NEWIPC,
+        Some(Namespace::Uts) => CloneFlags::CLONE_NEWUTS,
+        None => return Err(refused("belongs to the whole node")),
+    };
     if !made.contains(owner) {
         return Err(refused("belongs to a namespace that the pod shares with the node"));
     }
     let path = PathBuf::from("/proc/sys").join(path);
     OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
-}
-
-/// As sysctl(8) reads names: the first separator is the one that separates, the other one is part
-/// of a name (`net.ipv4.conf.eth0/1.forwarding`).
-fn sysctl_path(key: &str) -> Option<String> {
-    let separator = key.find(['.', '/'])?;
-    let path = match &key[separator..=separator] {
-        "." => key
-            .chars()
-            .map(|character| match character {
-                '.' => '/',
-                '/' => '.',
-                other => other,
-            })
-            .collect(),
-        _ => key.to_owned(),
-    };
-    let is_name = |part: &str| !matches!(part, "" | "." | "..");
-    path.split('/').all(is_name).then_some(path)
-}
-
-/// Whose the value is, if it is a namespace's.
-fn sysctl_namespace(path: &str) -> Option<CloneFlags> {
-    const IPC: [&str; 7] = [
-        "kernel/msgmax",
-        "kernel/msgmnb",
-        "kernel/msgmni",
-        "kernel/sem",
-        "kernel/shmall",
-        "kernel/shmmax",
-        "kernel/shmmni",
-    ];
-    if path.starts_with("net/") {
-        Some(CloneFlags::CLONE_NEWNET)
-    } else if IPC.contains(&path)
-        || path == "kernel/shm_rmid_forced"
-        || path.starts_with("fs/mqueue/")
-    {
-        Some(CloneFlags::CLONE_NEWIPC)
-    } else if matches!(path, "kernel/hostname" | "kernel/domainname") {
-        Some(CloneFlags::CLONE_NEWUTS)
-    } else {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sysctl_names_are_read_as_sysctl_does() {
-        for (key, path) in [
-            ("net.ipv4.ip_forward", Some("net/ipv4/ip_forward")),
-            ("net/ipv4/ip_forward", Some("net/ipv4/ip_forward")),
-            ("net.ipv4.conf.eth0/1.forwarding", Some("net/ipv4/conf/eth0.1/forwarding")),
-            ("net/ipv4/conf/eth0.1/forwarding", Some("net/ipv4/conf/eth0.1/forwarding")),
-            ("net", None),
-            ("net/../kernel/panic", None),
-            ("net.//.kernel", None),
-            ("/net", None),
-            ("net..ipv4", None),
-        ] {
-            assert_eq!(sysctl_path(key).as_deref(), path, "{key}");
-        }
-    }
-
-    #[test]
-    fn a_sysctl_belongs_to_one_namespace_or_to_the_node() {
-        for (path, owner) in [
-            ("net/core/somaxconn", Some(CloneFlags::CLONE_NEWNET)),
-            ("kernel/shm_rmid_forced", Some(CloneFlags::CLONE_NEWIPC)),
-            ("kernel/sem", Some(CloneFlags::CLONE_NEWIPC)),
-            ("fs/mqueue/msg_max", Some(CloneFlags::CLONE_NEWIPC)),
-            ("kernel/domainname", Some(CloneFlags::CLONE_NEWUTS)),
-            ("kernel/panic", None),
-            ("vm/swappiness", None),
-            ("fs/file-max", None),
-        ] {
-            assert_eq!(sysctl_namespace(path), owner, "{path}");
-        }
-    }
 }

@@ -37,7 +37,7 @@ use tokio::time::timeout;
 pub(crate) use create::{Creation, PidNamespaceFile, create};
 pub(crate) use image_volume::ImageVolume;
 use remove::clean;
-pub(crate) use remove::{discard, is_alive, remove_tree};
+pub(crate) use remove::{discard, is_alive};
 pub(crate) use supervise::recover;
 
 use crate::cgroup::CgroupPath;

@@ -15,9 +15,10 @@ use crate::id::ContainerId;
 use crate::monitor::{Monitor, MonitorError, News};
 use crate::mounts;
 use crate::node::Node;
+use crate::tree;
 
 /// Ending a container includes the OCI runtime's `delete`.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
+pub(super) const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
 
 /// What is left in a container's cgroup gets to end.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
@@ -103,8 +104,8 @@ fn clean_files(node: &Node, id: &ContainerId, cgroup: Option<&CgroupPath>) -> io
     .map_err(io::Error::other)?;
     mounts::detach(&node.paths.rootfs(id))?;
     detach_all(&node.paths.image_volumes(id))?;
-    remove_tree(&node.paths.container_run(id))?;
-    remove_tree(&node.paths.container(id))
+    tree::remove(&node.paths.container_run(id))?;
+    tree::remove(&node.paths.container(id))
 }
 
 /// Takes away what is mounted on the entries of `directory`, which may be missing.
@@ -112,12 +113,5 @@ fn detach_all(directory: &Path) -> io::Result<()> {
     match fs_err::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         entries => entries?.try_for_each(|entry| mounts::detach(&entry?.path())),
-    }
-}
-
-pub(crate) fn remove_tree(directory: &Path) -> io::Result<()> {
-    match fs_err::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }

@@ -12,6 +12,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::remove::RELEASE_DEADLINE;
 use super::state::{Exited, State};
 use super::{Container, Record};
 use crate::checkpoint::Checkpoint;
@@ -28,9 +29,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// An OCI runtime's `start` takes some ten milliseconds. One that hangs delays the daemon's start
 /// by no more than this.
 const START_PATIENCE: Duration = Duration::from_millis(500);
-
-/// Removing what an ended container leaves includes the OCI runtime's `delete`.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
 
 impl Container {
     /// Keeps the connection, and starts the task that listens to it.

@@ -12,10 +12,10 @@ use crate::cgroup::Parent;
 use crate::checkpoint::Checkpoint;
 use crate::clock;
 use crate::cni::Attachment;
-use crate::container::remove_tree;
 use crate::error::Error;
 use crate::id::SandboxId;
 use crate::node::Node;
+use crate::tree;
 
 /// Makes the sandbox; a failure leaves nothing.
 pub(crate) async fn create(
@@ -120,7 +120,7 @@ async fn begin(
         Ok(record) => Ok(Sandbox::of(record)),
         Err(error) => {
             for directory in [node.paths.sandbox_run(&id), node.paths.sandbox(&id)] {
-                if let Err(error) = remove_tree(&directory) {
+                if let Err(error) = tree::remove(&directory) {
                     tracing::warn!(sandbox = %id, %error, "cannot undo a failed sandbox");
                 }
             }

@@ -16,23 +16,10 @@ use tokio::time::timeout;
 
 use super::Sandbox;
 use super::namespaces::Kind;
-use crate::error::Error;
 use crate::paths::Paths;
 
 /// Loopback answers at once, or the pod's backlog is full.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-impl Sandbox {
-    pub(crate) fn check_ready(&self) -> Result<(), Error> {
-        match self.state() {
-            super::state::State::Ready => Ok(()),
-            super::state::State::NotReady => {
-                let id = self.id.to_string();
-                Err(Error::WrongState { kind: "pod sandbox", id, state: "not ready" })
-            }
-        }
-    }
-}
 
 /// Connects to `port` on the pod's loopback: IPv4, else IPv6. The error is for people.
 pub(crate) async fn connect(

@@ -29,6 +29,7 @@ pub(crate) use teardown::discard;
 
 use crate::cgroup::Parent;
 use crate::checkpoint::Checkpoint;
+use crate::error::Error;
 use crate::id::SandboxId;
 use crate::paths::Paths;
 use crate::registry::{Named, SandboxKey};
@@ -80,6 +81,16 @@ impl Sandbox {
 
     pub(crate) fn state(&self) -> State {
         self.record.get().state
+    }
+
+    pub(crate) fn check_ready(&self) -> Result<(), Error> {
+        match self.state() {
+            State::Ready => Ok(()),
+            State::NotReady => {
+                let id = self.id.to_string();
+                Err(Error::WrongState { kind: "pod sandbox", id, state: "not ready" })
+            }
+        }
     }
 
     /// The addresses on the pod network, bare; none on the host's network.

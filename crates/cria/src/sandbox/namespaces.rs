@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cria_monitor::sysctl::{self, Namespace};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_bind_recursive, mount_change};
 use rustix::system::uname;
 
@@ -67,19 +68,13 @@ pub(crate) fn own(config: &SandboxConfig) -> Vec<Kind> {
     .collect()
 }
 
-/// The namespace that a sysctl belongs to; none: it is the node's alone. Those of the UTS namespace
-/// have fields of their own.
+/// The namespace that a sysctl belongs to; none: no pod can have it.
 pub(super) fn of_sysctl(key: &str) -> Option<Kind> {
-    let key = key.replace('/', ".");
-    match key.as_str() {
-        "kernel.domainname" => Some(Kind::Uts),
-        "kernel.sem" | "kernel.shm_rmid_forced" => Some(Kind::Ipc),
-        key if key.starts_with("net.") => Some(Kind::Net),
-        key if ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|it| key.starts_with(it)) => {
-            Some(Kind::Ipc)
-        }
-        _ => None,
-    }
+    Some(match sysctl::namespace(&sysctl::path(key)?)? {
+        Namespace::Net => Kind::Net,
+        Namespace::Ipc => Kind::Ipc,
+        Namespace::Uts => Kind::Uts,
+    })
 }
 
 /// The name of the pod's host: its own, else the id's first characters, as every runtime does it; the
@@ -192,11 +187,8 @@ mod tests {
             ("net.ipv4.ip_forward", Some(Kind::Net)),
             ("net/ipv4/conf/eth0.1/forwarding", Some(Kind::Net)),
             ("kernel.shmmax", Some(Kind::Ipc)),
-            ("kernel.msgmnb", Some(Kind::Ipc)),
-            ("fs.mqueue.msg_max", Some(Kind::Ipc)),
             ("kernel.domainname", Some(Kind::Uts)),
-            ("vm.swappiness", None),
-            ("kernel.panic", None),
+            ("kernel.shm_next_id", None),
             ("network", None),
         ];
         for (key, kind) in cases {

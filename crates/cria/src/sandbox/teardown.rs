@@ -11,11 +11,10 @@ use super::namespaces::Kind;
 use super::state::State;
 use super::{Sandbox, files, init, namespaces};
 use crate::cni::Attachment;
-use crate::container::remove_tree;
 use crate::error::{Error, chain};
 use crate::id::SandboxId;
 use crate::node::Node;
-use crate::retry;
+use crate::{retry, tree};
 
 /// What is left in the cgroup of a pod that cria made it for gets to end.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
@@ -32,8 +31,8 @@ pub(crate) async fn discard(node: &Arc<Node>, id: &SandboxId) -> Result<(), Erro
         }
         namespaces::unpin(&namespaces::pid_pin(&node.paths, &id))?;
         files::unmount(&node.paths, &id)?;
-        remove_tree(&node.paths.sandbox_run(&id))?;
-        remove_tree(&node.paths.sandbox(&id))
+        tree::remove(&node.paths.sandbox_run(&id))?;
+        tree::remove(&node.paths.sandbox(&id))
     });
     cleared
         .await
@@ -123,8 +122,8 @@ impl Sandbox {
             if let Some(cgroup) = cgroup {
                 node.cgroups.remove(&cgroup, CGROUP_DEADLINE).map_err(std::io::Error::other)?;
             }
-            remove_tree(&node.paths.sandbox_run(id))?;
-            remove_tree(&node.paths.sandbox(id))
+            tree::remove(&node.paths.sandbox_run(id))?;
+            tree::remove(&node.paths.sandbox(id))
         })
         .await
     }

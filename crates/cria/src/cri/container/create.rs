@@ -15,7 +15,6 @@ use crate::error::{Error, chain};
 use crate::node::Node;
 use crate::registry::ContainerKey;
 use crate::sandbox::config::NamespaceMode;
-use crate::sandbox::state::State;
 use crate::sandbox::{Sandbox, namespaces};
 
 /// A repeated request attaches to the first one; after it, the same container is answered as long
@@ -46,7 +45,7 @@ async fn create(
     target: Option<Arc<Container>>,
 ) -> Result<Arc<Container>, Error> {
     let node = &daemon.node;
-    check_ready(&sandbox)?;
+    sandbox.check_ready()?;
     let asked = &config.image.image;
     let missing = || Error::NotFound { kind: "image", id: asked.clone() };
     let image = node.images.find_intact(asked).await?.ok_or_else(missing)?;
@@ -65,7 +64,7 @@ async fn create(
     daemon.containers.insert(Arc::clone(&container));
     // A sandbox that is stopped from here on sees this container; of one that was before, it is told
     // here. What cannot be removed stays listed, for the pod's removal to try again.
-    if let Err(stopped) = check_ready(&sandbox) {
+    if let Err(stopped) = sandbox.check_ready() {
         if let Err(error) = daemon.remove_container(&container).await {
             tracing::warn!(container = %container.id, error = chain(&error), "cannot undo a creation");
         }
@@ -111,17 +110,6 @@ async fn find_volume(
         reference: asked.reference_among(&image.digests),
         lease: node.images.lease(&image.id)?,
     })
-}
-
-fn check_ready(sandbox: &Sandbox) -> Result<(), Error> {
-    match sandbox.state() {
-        State::Ready => Ok(()),
-        State::NotReady => Err(Error::WrongState {
-            kind: "pod sandbox",
-            id: sandbox.id.to_string(),
-            state: "not ready",
-        }),
-    }
 }
 
 /// The container whose PID namespace is to be joined: of the same pod, and running.
