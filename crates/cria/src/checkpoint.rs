@@ -45,10 +45,14 @@ pub(crate) struct Checkpoint<T> {
 }
 
 impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
-    /// Writes the first record of an object; its directory must exist.
+    /// Makes the object's directory, and in it its first record.
     pub(crate) async fn create(path: PathBuf, value: T) -> io::Result<Self> {
-        save(&path, &value).await?;
-        let created = Self::loaded(path, value);
+        let created = Self::loaded(path.clone(), value.clone());
+        spawn_blocking(move || {
+            path.parent().map_or(Ok(()), fs_err::create_dir_all)?;
+            write(&path, &value)
+        })
+        .await??;
         created.unsynced.store(true, Ordering::Release);
         Ok(created)
     }

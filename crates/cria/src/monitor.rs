@@ -92,13 +92,13 @@ pub(crate) enum News {
 impl Monitor {
     /// Starts a monitor for container `id`. It is a child of the daemon (and lives on as init's
     /// when the daemon dies); it takes its orders from the first message.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         spawner: &Spawner,
         id: &str,
     ) -> Result<(Self, mpsc::Receiver<News>), MonitorError> {
         let (ours, theirs) = seqpacket_pair().map_err(MonitorError::Start)?;
-        let child = spawner.spawn(&["container", id], theirs).map_err(MonitorError::Start)?;
-        Self::over(ours, Some(child.pidfd))
+        let child = spawner.spawn(&["container", id], theirs).await;
+        Self::over(ours, Some(child.map_err(MonitorError::Start)?.pidfd))
     }
 
     /// Connects to the monitor that listens in `run_dir`.
@@ -299,7 +299,7 @@ pub(crate) fn run_role(
     deadline: Duration,
 ) -> io::Result<Role> {
     let (ours, theirs) = seqpacket_pair()?;
-    let child = spawner.spawn(arguments, theirs)?;
+    let child = spawner.blocking_spawn(arguments, theirs)?;
     let mut role =
         Role { pid: child.pid, answer: String::new(), socket: ours, process: child.pidfd };
     if !process::await_readable(&role.socket, Instant::now() + deadline)? {

@@ -10,9 +10,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::{mpsc, oneshot};
 
 /// How many starts may wait for their turn before their callers do: each takes about 1 ms.
 const WAITING: usize = 64;
@@ -20,7 +21,7 @@ const WAITING: usize = 64;
 /// The thread ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Spawner {
-    orders: SyncSender<Order>,
+    orders: mpsc::Sender<Order>,
 }
 
 /// A process of ours.
@@ -33,41 +34,52 @@ pub(crate) struct Child {
 struct Order {
     arguments: Vec<String>,
     socket: OwnedFd,
-    done: SyncSender<io::Result<Child>>,
+    done: oneshot::Sender<io::Result<Child>>,
 }
 
 impl Spawner {
     /// `tasks`: the files by which a thread joins the monitors' cgroups.
     pub(crate) fn start(program: PathBuf, tasks: Vec<PathBuf>) -> io::Result<Self> {
-        let (orders, received) = sync_channel(WAITING);
+        let (orders, received) = mpsc::channel(WAITING);
         let (ready, joined) = sync_channel(1);
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
             let entered = tasks.iter().try_for_each(|file| fs_err::write(file, "0"));
             let serves = entered.is_ok();
             if ready.send(entered).is_ok() && serves {
-                serve(&program, &received);
+                serve(&program, received);
             }
         })?;
         joined.recv().map_err(io::Error::other)??;
         Ok(Self { orders })
     }
 
-    /// Starts the program with `socket` as its standard input. Blocks until it is started.
-    pub(crate) fn spawn(&self, arguments: &[&str], socket: OwnedFd) -> io::Result<Child> {
-        let arguments = arguments.iter().map(ToString::to_string).collect();
-        let (done, child) = sync_channel(1);
-        let order = Order { arguments, socket, done };
-        self.orders.send(order).map_err(|_| ended())?;
-        child.recv().map_err(|_| ended())?
+    /// Starts the program with `socket` as its standard input, and waits until it is started.
+    pub(crate) async fn spawn(&self, arguments: &[&str], socket: OwnedFd) -> io::Result<Child> {
+        let (order, child) = order(arguments, socket);
+        self.orders.send(order).await.map_err(|_| ended())?;
+        child.await.map_err(|_| ended())?
     }
+
+    /// The same for a thread that may block.
+    pub(crate) fn blocking_spawn(&self, arguments: &[&str], socket: OwnedFd) -> io::Result<Child> {
+        let (order, child) = order(arguments, socket);
+        self.orders.blocking_send(order).map_err(|_| ended())?;
+        child.blocking_recv().map_err(|_| ended())?
+    }
+}
+
+fn order(arguments: &[&str], socket: OwnedFd) -> (Order, oneshot::Receiver<io::Result<Child>>) {
+    let arguments = arguments.iter().map(ToString::to_string).collect();
+    let (done, child) = oneshot::channel();
+    (Order { arguments, socket, done }, child)
 }
 
 fn ended() -> io::Error {
     io::Error::other("the thread that starts processes has ended")
 }
 
-fn serve(program: &Path, orders: &Receiver<Order>) {
-    for Order { arguments, socket, done } in orders {
+fn serve(program: &Path, mut orders: mpsc::Receiver<Order>) {
+    while let Some(Order { arguments, socket, done }) = orders.blocking_recv() {
         // Whoever asked waits for it.
         drop(done.send(spawn(program, &arguments, socket)));
     }
@@ -102,7 +114,7 @@ mod tests {
 
     fn run(spawner: &Spawner, script: &str) -> String {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let child = spawner.spawn(&["-c", script], theirs.into()).unwrap();
+        let child = spawner.blocking_spawn(&["-c", script], theirs.into()).unwrap();
         let mut text = String::new();
         ours.read_to_string(&mut text).unwrap();
         waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
@@ -133,11 +145,25 @@ mod tests {
         assert!(Spawner::start("/bin/sh".into(), vec![missing]).is_err());
     }
 
+    /// On a runtime of one thread, which a wait that blocks would stop for good.
+    #[tokio::test]
+    async fn other_tasks_go_on_while_one_waits_for_a_start() {
+        let (orders, mut received) = mpsc::channel(WAITING);
+        let spawner = Spawner { orders };
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let serve = async {
+            let order = received.recv().await.unwrap();
+            order.done.send(Err(io::ErrorKind::OutOfMemory.into())).unwrap();
+        };
+        let (started, ()) = tokio::join!(spawner.spawn(&["probe"], theirs.into()), serve);
+        assert_eq!(started.unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    }
+
     #[test]
     fn a_program_that_is_not_there_is_told_to_whoever_asks() {
         let spawner = Spawner::start("/nowhere".into(), vec![]).unwrap();
         let (_ours, theirs) = UnixStream::pair().unwrap();
-        let error = spawner.spawn(&[], theirs.into()).unwrap_err();
+        let error = spawner.blocking_spawn(&[], theirs.into()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -88,9 +88,6 @@ async fn make(
     creation: Creation,
 ) -> Result<Arc<Container>, Error> {
     let record = new_record(node, id, &creation);
-    let directory = node.paths.container(id);
-    fs_err::create_dir_all(&directory)
-        .map_err(|error| Error::io(format!("make the directory of container {id}"), error))?;
     let record = Checkpoint::create(node.paths.container_record(id), record)
         .await
         .map_err(|error| Error::io(format!("write the record of container {id}"), error))?;
@@ -345,7 +342,8 @@ impl Container {
     async fn create_process(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Error> {
         let failed = |error| Error::internal(format!("create container {}", self.id), error);
         let order = order(node, &self.record.get())?;
-        let (monitor, news) = Monitor::start(&node.spawner, self.id.as_str()).map_err(failed)?;
+        let started = Monitor::start(&node.spawner, self.id.as_str()).await;
+        let (monitor, news) = started.map_err(failed)?;
         let deadline = node.oci.deadline() + MONITOR_DEADLINE;
         let request = Request::Create { container: Box::new(order), program: node.oci.program() };
         let state = match monitor.ask_state(request, deadline).await {

@@ -1,10 +1,13 @@
 //! StartContainer.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use cria_monitor::protocol::{Reply, Request};
 use fs_err::OpenOptions;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
+use tokio::task::spawn_blocking;
 
 use super::Container;
 use super::state::{Exited, State};
@@ -33,13 +36,13 @@ impl Container {
         match self.state() {
             State::Created { broken: None } => {}
             State::Created { broken: Some(message) } => {
-                self.make_empty_log()?;
+                self.with_log(make_empty).await?;
                 return self.failed(node, message).await;
             }
             State::Running { .. } => return Err(self.wrong_state("running already")),
             State::Exited(_) => return Err(self.wrong_state("exited")),
         }
-        self.make_log_directory()?;
+        self.with_log(make_directory).await?;
         let monitor = self.monitor_soon().await;
         let monitor = monitor.ok_or_else(|| self.wrong_state("without a monitor"))?;
         match monitor.ask(Request::Start, node.oci.patience()).await {
@@ -78,25 +81,27 @@ impl Container {
         Err(Error::Refused { action: "start", container: self.id.to_string(), message })
     }
 
-    /// The kubelet makes the directory; crictl does not.
-    fn make_log_directory(&self) -> Result<(), Error> {
-        let record = self.record.get();
-        let Some(directory) = record.log_path.as_deref().and_then(|path| path.parent()) else {
-            return Ok(());
-        };
-        fs_err::create_dir_all(directory)
-            .map_err(|error| Error::io(format!("make the log directory of {}", self.id), error))
-    }
-
-    /// What never ran has a log too, with nothing in it. (A monitor makes its own.)
-    fn make_empty_log(&self) -> Result<(), Error> {
-        self.make_log_directory()?;
+    /// Does something for its log that blocks; nothing if it keeps none.
+    async fn with_log(&self, make: fn(&Path) -> io::Result<()>) -> Result<(), Error> {
         let Some(path) = self.record.get().log_path.clone() else { return Ok(()) };
-        let opened = OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(path);
-        opened.map(drop).map_err(|error| Error::io(format!("make the log of {}", self.id), error))
+        spawn_blocking(move || make(&path))
+            .await
+            .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+            .map_err(|error| Error::io(format!("make the log of {}", self.id), error))
     }
 
     pub(super) fn wrong_state(&self, state: &'static str) -> Error {
         Error::WrongState { kind: "container", id: self.id.to_string(), state }
     }
+}
+
+/// The kubelet makes the directory; crictl does not.
+fn make_directory(log: &Path) -> io::Result<()> {
+    log.parent().map_or(Ok(()), fs_err::create_dir_all)
+}
+
+/// What never ran has a log too, with nothing in it. (A monitor makes its own.)
+fn make_empty(log: &Path) -> io::Result<()> {
+    make_directory(log)?;
+    OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(log).map(drop)
 }

@@ -188,7 +188,7 @@ impl Container {
                 descriptors,
             }
         };
-        let (monitor, news) = Monitor::start(&node.spawner, self.id.as_str())?;
+        let (monitor, news) = Monitor::start(&node.spawner, self.id.as_str()).await?;
         let monitor = Arc::new(monitor);
         let state = monitor.ask_state(Request::Adopt(Box::new(adopt)), DEADLINE).await?;
         self.attend(node, monitor, news);

@@ -111,18 +111,13 @@ async fn begin(
         init: None,
         unknown: serde_json::Map::new(),
     };
-    let written = async {
-        fs_err::create_dir_all(node.paths.sandbox(&id))?;
-        fs_err::create_dir_all(node.paths.sandbox_run(&id))?;
-        Checkpoint::create(path, record).await
-    };
-    match written.await {
+    match Checkpoint::create(path, record).await {
         Ok(record) => Ok(Sandbox::of(record)),
         Err(error) => {
-            for directory in [node.paths.sandbox_run(&id), node.paths.sandbox(&id)] {
-                if let Err(error) = tree::remove(&directory) {
-                    tracing::warn!(sandbox = %id, %error, "cannot undo a failed sandbox");
-                }
+            let directory = node.paths.sandbox(&id);
+            let removed = spawn_blocking(move || tree::remove(&directory)).await;
+            if let Err(error) = removed.unwrap_or_else(|panic| Err(std::io::Error::other(panic))) {
+                tracing::warn!(sandbox = %id, %error, "cannot undo a failed sandbox");
             }
             Err(failed(error))
         }
@@ -132,6 +127,7 @@ async fn begin(
 impl Sandbox {
     async fn make(&self, node: &Arc<Node>) -> Result<(), Error> {
         self.blocking(node, "make the namespaces", |node, id, config| {
+            fs_err::create_dir_all(node.paths.sandbox_run(id))?;
             namespaces::make(&node.spawner, &node.paths, id, config)
         })
         .await?;
