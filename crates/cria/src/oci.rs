@@ -4,13 +4,15 @@
 mod probe;
 mod program;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
+use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -23,6 +25,9 @@ use crate::id::ContainerId;
 
 /// What the monitor may add to the runtime's own deadline before it is thought dead.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What counts of what a runtime complains of.
+const LONGEST_COMPLAINT: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OciError {
@@ -115,6 +120,9 @@ impl OciRuntime {
         input: Option<&[u8]>,
     ) -> Result<(), OciError> {
         let failed = |source| OciError::Spawn { runtime: self.path.clone(), source };
+        // A file and no pipe: it neither fills up nor waits for a grandchild (a hook's) that holds it.
+        let complaint = memfd_create("stderr", MemfdFlags::CLOEXEC);
+        let mut complaint = File::from(complaint.map_err(|error| failed(error.into()))?);
         let mut child = Command::new(&self.path)
             .args(self.arguments())
             .arg(command)
@@ -123,7 +131,7 @@ impl OciRuntime {
             .env_clear()
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(complaint.try_clone().map_err(failed)?)
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
@@ -131,15 +139,71 @@ impl OciRuntime {
             // A runtime that does not read says itself what is wrong.
             drop(stdin.write_all(input).await);
         }
-        let output = timeout(self.deadline, child.wait_with_output()).await.map_err(|_| {
+        let status = timeout(self.deadline, child.wait()).await.map_err(|_| {
             let (runtime, deadline) = (self.path.clone(), self.deadline);
             OciError::TimedOut { runtime, command, deadline }
         })?;
-        let output = output.map_err(failed)?;
-        if output.status.success() {
+        if status.map_err(failed)?.success() {
             return Ok(());
         }
-        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let message = text_of(&mut complaint).map_err(failed)?;
         Err(OciError::Failed { runtime: self.path.clone(), command, message })
+    }
+}
+
+fn text_of(complaint: &mut File) -> io::Result<String> {
+    let mut text = vec![];
+    complaint.rewind()?;
+    complaint.take(LONGEST_COMPLAINT).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    /// A runtime that is a shell script.
+    fn runtime(directory: &Path, script: &str) -> OciRuntime {
+        let (draft, path) = (directory.join("draft"), directory.join("runtime"));
+        fs_err::write(&draft, format!("#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")).unwrap();
+        fs_err::set_permissions(&draft, Permissions::from_mode(0o755)).unwrap();
+        // Copied by another process: a file that a child of another test holds open for writing
+        // cannot be run.
+        assert!(std::process::Command::new("cp").arg(draft).arg(&path).status().unwrap().success());
+        OciRuntime {
+            path,
+            sealed: None,
+            state: directory.to_owned(),
+            systemd_cgroup: false,
+            deadline: Duration::from_secs(20),
+            version: String::new(),
+            reason: String::new(),
+            recursive_read_only: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_has_ended_when_the_runtime_has_though_a_child_of_it_holds_its_stderr() {
+        let directory = tempfile::tempdir().unwrap();
+        let child = directory.path().join("child");
+        let script = format!("sleep 1000 &\necho $! > {}", child.display());
+        let runtime = runtime(directory.path(), &script);
+        runtime.call("delete", &[], None).await.unwrap();
+        let pid = fs_err::read_to_string(child).unwrap().trim().parse().unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_runtime_complains_of_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = runtime(directory.path(), "cat; echo no such container >&2; exit 1");
+        let error = runtime.call("update", &[], Some(b"limits")).await.unwrap_err().to_string();
+        assert!(error.ends_with("update` failed: no such container"), "{error}");
     }
 }
