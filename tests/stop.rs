@@ -1,11 +1,14 @@
 //! StopContainer: signals, grace periods, and what goes on meanwhile.
 
+use std::io::Read as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cria_proto::*;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use harness::blocking::{block_on, runtime};
-use harness::scene::{SOON, Scene};
+use harness::node::files_named_after;
+use harness::scene::{OBEDIENT, SOON, Scene};
 use harness::scripts::CNI_RESULT;
 use harness::until;
 use tokio::task::JoinSet;
@@ -175,4 +178,32 @@ fn what_was_begun_is_done_to_its_end_though_its_caller_gave_up() {
         pods.expect("pods are listed").items.is_empty().then_some(())
     });
     scene.assert_clean();
+}
+
+#[test]
+fn a_stop_whose_caller_hangs_up_while_it_is_being_recorded_goes_on() {
+    let mut scene = Scene::new();
+    let pod = scene.host("hang-up");
+    let mut config = scene.container("hang-up", &OBEDIENT);
+    // More than a pipe holds.
+    config.annotations.insert("large".into(), "x".repeat(200_000));
+    let container = pod.run(config);
+    container.await_log("ready", SOON);
+    let mut records = files_named_after(&scene.root(), &container.id);
+    records.retain(|file| file.ends_with("record.json"));
+    let aside = records.pop().expect("it has a record").with_extension("new");
+    nix::unistd::mkfifo(&aside, nix::sys::stat::Mode::S_IRWXU).expect("own folder");
+    let mut options = fs_err::OpenOptions::new();
+    let mut pipe = options.read(true).custom_flags(libc::O_NONBLOCK).open(&aside).expect("ours");
+
+    let request = StopContainerRequest { container_id: container.id.clone(), timeout: 3600 };
+    let mut client = scene.cri().runtime_service();
+    let call = runtime().spawn(async move { client.stop_container(request).await });
+    until("the record is being written", SOON, || (pipe.read(&mut [0]).ok()? > 0).then_some(()));
+    call.abort();
+    assert_eq!(container.status().state(), ContainerState::ContainerRunning);
+    let mut rest = vec![0; 4096];
+    until("it is written", SOON, || (pipe.read(&mut rest).ok()? == 0).then_some(()));
+    assert_eq!(container.await_exit(SOON).exit_code, 0);
+    scene.assert_nothing_left();
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
@@ -38,21 +39,22 @@ struct Versioned<'a, T> {
 /// A value that is on disk before it is in memory. Readers never wait for the disk.
 pub(crate) struct Checkpoint<T> {
     path: PathBuf,
-    value: watch::Sender<T>,
-    writing: tokio::sync::Mutex<()>,
+    value: Arc<watch::Sender<T>>,
+    writing: Arc<tokio::sync::Mutex<()>>,
     /// Written since it was last synced.
-    unsynced: AtomicBool,
+    unsynced: Arc<AtomicBool>,
 }
 
 impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
     /// Makes the object's directory, and in it its first record.
     pub(crate) async fn create(path: PathBuf, value: T) -> io::Result<Self> {
-        let created = Self::loaded(path.clone(), value.clone());
+        let (to, first) = (path.clone(), value.clone());
         spawn_blocking(move || {
-            path.parent().map_or(Ok(()), fs_err::create_dir_all)?;
-            write(&path, &value)
+            to.parent().map_or(Ok(()), fs_err::create_dir_all)?;
+            write(&to, &first)
         })
         .await??;
+        let created = Self::loaded(path, value);
         created.unsynced.store(true, Ordering::Release);
         Ok(created)
     }
@@ -61,9 +63,9 @@ impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
     pub(crate) fn loaded(path: PathBuf, value: T) -> Self {
         Self {
             path,
-            value: watch::Sender::new(value),
-            writing: tokio::sync::Mutex::new(()),
-            unsynced: AtomicBool::new(false),
+            value: Arc::new(watch::Sender::new(value)),
+            writing: Arc::default(),
+            unsynced: Arc::default(),
         }
     }
 
@@ -77,25 +79,37 @@ impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
 
     /// Changes the record, then the memory.
     pub(crate) async fn change(&self, change: impl FnOnce(&mut T)) -> io::Result<()> {
-        let _one_writer = self.writing.lock().await;
-        let mut value = self.value.borrow().clone();
-        change(&mut value);
-        save(&self.path, &value).await?;
-        self.unsynced.store(true, Ordering::Release);
-        self.value.send_replace(value);
-        Ok(())
+        self.save(change, io::Result::is_ok).await
     }
 
     /// Changes the memory even where the disk refuses: for facts that are true all the same and
     /// that another file holds (an exit). The error is the caller's to tell.
     pub(crate) async fn note(&self, change: impl FnOnce(&mut T)) -> io::Result<()> {
-        let _one_writer = self.writing.lock().await;
+        self.save(change, |_written| true).await
+    }
+
+    /// A write that was begun goes on without its caller: until it has ended, and the memory is
+    /// what the disk is, no other may begin. `remembers`: whether to, after such a write.
+    async fn save(
+        &self,
+        change: impl FnOnce(&mut T),
+        remembers: fn(&io::Result<()>) -> bool,
+    ) -> io::Result<()> {
+        let one_writer = Arc::clone(&self.writing).lock_owned().await;
         let mut value = self.value.borrow().clone();
         change(&mut value);
-        let saved = save(&self.path, &value).await;
-        self.unsynced.store(true, Ordering::Release);
-        self.value.send_replace(value);
-        saved
+        let (path, memory) = (self.path.clone(), Arc::clone(&self.value));
+        let unsynced = Arc::clone(&self.unsynced);
+        let saved = spawn_blocking(move || {
+            let written = write(&path, &value);
+            if remembers(&written) {
+                unsynced.store(true, Ordering::Release);
+                memory.send_replace(value);
+            }
+            drop(one_writer);
+            written
+        });
+        saved.await?
     }
 
     /// Has the disk hold what was written since the last time. For the daemon's end: no RPC waits
@@ -120,11 +134,6 @@ fn sync(path: &Path) -> io::Result<()> {
         Some(directory) => fs_err::File::open(directory)?.sync_all(),
         None => Ok(()),
     }
-}
-
-async fn save<T: Clone + Serialize + Send + 'static>(path: &Path, value: &T) -> io::Result<()> {
-    let (path, value) = (path.to_owned(), value.clone());
-    spawn_blocking(move || write(&path, &value)).await?
 }
 
 /// Replaces the record at `path`: a reader sees the old one or the new one, whole.
@@ -156,6 +165,10 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ReadError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::pin::pin;
+
+    use futures_util::FutureExt as _;
     use serde::Deserialize;
 
     use super::*;
@@ -213,9 +226,34 @@ mod tests {
         fs_err::remove_file(path).unwrap();
         record.sync().await.unwrap();
         assert!(
-            !Checkpoint::loaded("/none".into(), serde_json::Map::new()).unsynced.into_inner(),
+            !Checkpoint::loaded("/none".into(), serde_json::Map::new())
+                .unsynced
+                .load(Ordering::Acquire),
             "as it was read"
         );
+    }
+
+    #[tokio::test]
+    async fn a_write_whose_caller_has_gone_ends_before_the_next_one_begins() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        let record = Checkpoint::create(path.clone(), BTreeMap::new()).await.unwrap();
+        // A writer waits here until somebody reads.
+        let aside = path.with_extension("new");
+        nix::unistd::mkfifo(&aside, nix::sys::stat::Mode::S_IRWXU).unwrap();
+
+        let set = |key| move |value: &mut BTreeMap<_, _>| value.extend([(key, true)]);
+        assert!(record.note(set("first")).now_or_never().is_none());
+        let mut second = pin!(record.note(set("second")));
+        assert!(second.as_mut().now_or_never().is_none());
+        let read = spawn_blocking(move || fs_err::read_to_string(aside)).await.unwrap().unwrap();
+        assert!(read.contains("first") && !read.contains("second"), "{read}");
+        second.await.unwrap();
+
+        let both = BTreeMap::from([("first", true), ("second", true)]);
+        assert_eq!(*record.get(), both);
+        let on_disk: serde_json::Value = super::read(&path).unwrap();
+        assert!(on_disk["first"] == true && on_disk["second"] == true, "{on_disk}");
     }
 
     #[test]

@@ -59,22 +59,35 @@ impl Container {
     pub(crate) async fn stop(self: &Arc<Self>, grace: Duration) -> Result<(), Error> {
         let grace = grace.min(LONGEST_GRACE);
         let mut record = self.record.subscribe();
-        if !record.borrow().state.is_exited() && self.stopping.shorten(Instant::now() + grace) {
-            self.note_deadline(grace).await;
+        if record.borrow().state.is_exited() {
+            return Ok(());
         }
-        if !self.stopping.begun.swap(true, Ordering::AcqRel) {
-            let container = Arc::clone(self);
-            tokio::spawn(async move { container.end().await });
+        let sooner = self.stopping.shorten(Instant::now() + grace);
+        let begun = self.stopping.begun.swap(true, Ordering::AcqRel);
+        // Tasks, which go on when the caller does not.
+        let container = Arc::clone(self);
+        match (begun, sooner) {
+            (false, _) => drop(tokio::spawn(async move {
+                container.note_deadline().await;
+                container.end().await;
+            })),
+            (true, true) => drop(tokio::spawn(async move { container.note_deadline().await })),
+            (true, false) => {}
         }
         let exited = record.wait_for(|record| record.state.is_exited()).await;
         exited.map(drop).map_err(|closed| Error::internal("await the container's end", closed))
     }
 
     /// A restarted daemon continues the stop.
-    async fn note_deadline(&self, grace: Duration) {
-        let at_ns = clock::ns_after(grace);
-        let noted = self.record.note(|record| record.stop_deadline_ns = Some(at_ns)).await;
-        if let Err(error) = noted {
+    async fn note_deadline(&self) {
+        let noted = self.record.note(|record| {
+            let deadline = *self.stopping.deadline.borrow();
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if !record.state.is_exited() {
+                record.stop_deadline_ns = left.map(clock::ns_after);
+            }
+        });
+        if let Err(error) = noted.await {
             tracing::warn!(container = %self.id, %error, "cannot write the record");
         }
     }
