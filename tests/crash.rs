@@ -10,7 +10,13 @@ use harness::scene::{OBEDIENT, SOON, Scene, refused};
 use harness::{Node, until, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::net::sockopt::socket_type;
+use rustix::net::{Shutdown, SocketType, shutdown};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tonic::Code;
+
+/// What a monitor gets to answer, and a while.
+const SILENCE: Duration = Duration::from_secs(100);
 
 /// Counts up, one line every few milliseconds.
 const COUNTER: &str =
@@ -119,6 +125,85 @@ fn a_container_whose_monitors_die_again_and_again_keeps_its_true_code() {
     container.stop(SOON).expect("it stops");
     assert_eq!(container.status().exit_code, 5);
     assert_whole_lines(&container);
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_connection_that_is_cut_is_made_again_to_the_same_monitor() {
+    let mut scene = Scene::new();
+    let pod = scene.host("cut");
+    let container = pod.run(scene.script("counter", COUNTER));
+    container.await_log("line 10", SOON);
+    let before = monitors(scene.place());
+    for _ in 0..3 {
+        assert!(cut_connections(scene.pid()) > 0, "the daemon is connected to the monitor");
+        until("exec runs again", SOON, || container.exec(&["true"]).ok());
+        assert_eq!(monitors(scene.place()), before);
+    }
+    container.stop(SOON).expect("it stops");
+    assert_eq!(container.status().exit_code, 5);
+    assert!(assert_counts(&container) > 10);
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_start_whose_connection_is_cut_leaves_neither_process_nor_monitor() {
+    let slow = "[ $VERB = start ] && [ -e $NODE/slow ] && { touch $NODE/starting; while [ ! -e $NODE/go ]; do sleep 0.05; done; }";
+    let mut scene = Scene::with(|setup| setup.oci_runtime(slow));
+    let pod = scene.host("cut");
+    let container = pod.create(scene.container("cut", &OBEDIENT)).expect("it is created");
+    scene.flag("slow");
+    thread::scope(|scope| {
+        let start = scope.spawn(|| container.start());
+        until("it is being started", SOON, || scene.has_flag("starting").then_some(()));
+        assert!(cut_connections(scene.pid()) > 0, "the daemon is connected to the monitor");
+        scene.flag("go");
+        refused(start.join().expect("no panic"), Code::Internal);
+    });
+    assert_eq!(container.status().state(), ContainerState::ContainerExited);
+    until("its monitor is gone", SOON, || monitors(scene.place()).is_empty().then_some(()));
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_monitor_that_is_stopped_while_the_daemon_comes_back_stays_the_only_one() {
+    let mut scene = Scene::new();
+    let pod = scene.host("stopped");
+    let container = pod.run(scene.script("counter", COUNTER));
+    container.await_log("line 10", SOON);
+    let before = monitors(scene.place());
+    scene.kill9();
+    signal_all(&before, Signal::SIGSTOP);
+    scene.resume();
+    assert_eq!(container.status().state(), ContainerState::ContainerRunning);
+    assert_eq!(monitors(scene.place()), before);
+    signal_all(&before, Signal::SIGCONT);
+    until("exec runs", SOON, || container.exec(&["true"]).ok());
+    assert_eq!(monitors(scene.place()), before);
+    container.stop(SOON).expect("it stops");
+    assert_eq!(container.status().exit_code, 5);
+    assert!(assert_counts(&container) > 10);
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn a_monitor_that_stays_silent_is_killed_before_another_takes_its_place() {
+    let mut scene = Scene::new();
+    let pod = scene.host("silent");
+    let container = pod.run(scene.script("silent", "sleep 1000; exit 5"));
+    let before = monitors(scene.place());
+    scene.kill9();
+    signal_all(&before, Signal::SIGSTOP);
+    scene.resume();
+    until("another monitor is there", SILENCE, || {
+        let now = monitors(scene.place());
+        assert!(now.len() <= 1, "two at the same time: {now:?}");
+        (now.len() == 1 && now != before).then_some(())
+    });
+    assert_eq!(container.exec(&["true"]).expect("exec waits for it").exit_code, 0);
+    container.stop(Duration::ZERO).expect("it stops");
+    let status = container.status();
+    assert!([137, 255].contains(&status.exit_code), "the truth or unknown: {status:?}");
     scene.assert_nothing_left();
 }
 
@@ -330,6 +415,26 @@ fn kill_monitors(scene: &Scene) {
         let process = Pid::from_raw(pid.try_into().expect("pids fit"));
         kill(process, Signal::SIGKILL).expect("it runs");
         until("the monitor is gone", SOON, || (!runs(pid)).then_some(()));
+    }
+}
+
+/// Ends every connection of the daemon with a monitor, on both sides, as if it had broken. Returns how
+/// many there were: nothing else speaks in such packets.
+fn cut_connections(daemon: u32) -> usize {
+    let daemon_pid = rustix::process::Pid::from_raw(daemon.try_into().expect("pids fit"));
+    let process = pidfd_open(daemon_pid.expect("not 0"), PidfdFlags::empty()).expect("it runs");
+    let entries = fs_err::read_dir(format!("/proc/{daemon}/fd")).expect("it runs");
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let sockets = numbers.filter_map(|number| {
+        let fd = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok()?;
+        (socket_type(&fd) == Ok(SocketType::SEQPACKET)).then_some(fd)
+    });
+    sockets.map(|socket| shutdown(socket, Shutdown::Both).expect("it is connected")).count()
+}
+
+fn signal_all(pids: &[u32], signal: Signal) {
+    for pid in pids {
+        kill(Pid::from_raw((*pid).try_into().expect("pids fit")), signal).expect("it runs");
     }
 }
 

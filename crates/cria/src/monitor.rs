@@ -17,9 +17,13 @@ use cria_monitor::protocol::{
 };
 use cria_monitor::socket;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socketpair};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{
+    PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::container::spec::SpecError;
 use crate::spawner::Spawner;
@@ -28,6 +32,12 @@ use crate::{process, sys};
 /// How many events may wait for the container's task; a monitor says a handful in its life, and
 /// one per exec.
 const EVENTS: usize = 64;
+
+/// One that has quit or died is reaped within this, also on a busy node.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// What a killed process gets to end.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// What a role gets to end once it is told.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -57,6 +67,13 @@ pub(crate) enum MonitorError {
 }
 
 impl MonitorError {
+    /// Nobody holds the socket: there is no monitor, and nothing that could become one again.
+    pub(crate) fn nobody_listens(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Connect { source, .. }
+            if matches!(source.kind(), ConnectionRefused | NotFound))
+    }
+
     /// The OCI runtime was too slow.
     pub(crate) fn timed_out(&self) -> bool {
         matches!(self, Self::Failed(Failure { kind: FailureKind::TimedOut, .. }))
@@ -85,7 +102,7 @@ struct Waiting(Mutex<Option<HashMap<u32, oneshot::Sender<Reply>>>>);
 #[derive(Debug)]
 pub(crate) enum News {
     Event(Event),
-    /// The connection has ended: the monitor has quit or died. Always the last.
+    /// The connection has ended, mostly because the monitor has. Always the last.
     Gone,
 }
 
@@ -135,7 +152,7 @@ impl Monitor {
             self.send(&request.encode(sequence)).await?;
             reply.await.map_err(|_| MonitorError::Gone)
         };
-        let answer = tokio::time::timeout(deadline, answer)
+        let answer = timeout(deadline, answer)
             .await
             .unwrap_or_else(|_| Err(MonitorError::Silent { request: name, deadline }));
         self.waiting.forget(sequence);
@@ -217,7 +234,8 @@ impl Waiting {
     }
 }
 
-/// Reads until the connection ends; then waits for the process, if it is our child.
+/// Reads until the connection ends. That need not be the monitor's end: a child of ours that lives
+/// on is reaped whenever it ends, and nobody waits for that.
 async fn listen(
     socket: Arc<AsyncFd<OwnedFd>>,
     waiting: Arc<Waiting>,
@@ -238,15 +256,21 @@ async fn listen(
                 }
             }
             Ok(None) => break,
+            Err(MonitorError::Protocol(ProtocolError::UnknownKind { kind, sequence: 0 })) => {
+                tracing::debug!(kind, "a newer monitor's event");
+            }
             Err(error) => {
-                tracing::warn!(error = crate::error::chain(&error), "lost a monitor");
+                tracing::warn!(error = crate::error::chain(&error), "lost touch with a monitor");
                 break;
             }
         }
     }
     waiting.close();
-    if let Some(child) = child {
-        reap(child).await;
+    drop(socket);
+    let reaped = child.map(|child| tokio::spawn(reap(child)));
+    if let Some(reaped) = reaped {
+        // Who hears that it has gone is not to find its zombie.
+        drop(timeout(LAST_MOMENT, reaped).await);
     }
     drop(events.send(News::Gone).await);
 }
@@ -260,6 +284,19 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<Option<FromMonitor>, Monit
             Err(_would_block) => {}
         }
     }
+}
+
+/// Kills the monitor that listens in `run_dir`, and waits for its end.
+pub(crate) async fn kill(run_dir: &Path) -> io::Result<()> {
+    let socket = connect_in(run_dir)?;
+    let process = pidfd_open(socket_peercred(&socket)?.pid, PidfdFlags::empty())?;
+    // Looked at after the pidfd was had: while its socket is open the pid is nobody else's.
+    if process::await_readable(&socket, Instant::now())? {
+        return Err(io::ErrorKind::ConnectionReset.into());
+    }
+    pidfd_send_signal(&process, Signal::KILL)?;
+    let process = sys::watch(process)?;
+    timeout(DEATH, process.readable()).await?.map(drop)
 }
 
 /// A short-lived role of the monitor's program that has said what it did.
@@ -303,7 +340,7 @@ pub(crate) fn run_role(
     let mut role =
         Role { pid: child.pid, answer: String::new(), socket: ours, process: child.pidfd };
     if !process::await_readable(&role.socket, Instant::now() + deadline)? {
-        let _ = rustix::process::pidfd_send_signal(&role.process, rustix::process::Signal::KILL);
+        let _ = pidfd_send_signal(&role.process, Signal::KILL);
         return Err(io::ErrorKind::TimedOut.into());
     }
     let mut text = [0_u8; 4096];
@@ -345,4 +382,96 @@ fn connect_in(run_dir: &Path) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}/monitor.sock", directory.as_raw_fd());
     connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::process::{Child, Command, Stdio};
+
+    use rustix::process::Pid;
+
+    use super::*;
+
+    /// Far beyond all that is waited for here.
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// An event without fields: version, flags, kind, no sequence number.
+    fn event(kind: u16) -> Packet {
+        let [low, high] = kind.to_le_bytes();
+        Packet { bytes: vec![1, 0, low, high, 0, 0, 0, 0], fds: vec![] }
+    }
+
+    fn say(monitor: BorrowedFd<'_>, packet: &Packet) {
+        socket::send(monitor, packet).unwrap();
+    }
+
+    async fn hear(news: &mut mpsc::Receiver<News>) -> News {
+        timeout(SOON, news.recv()).await.unwrap().unwrap()
+    }
+
+    fn running() -> (Child, OwnedFd) {
+        // Should the test fail, nobody is to wait for it.
+        let mut command = Command::new("sleep");
+        command.arg("60").stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        (child, pidfd)
+    }
+
+    #[tokio::test]
+    async fn a_newer_monitors_event_is_ignored_and_what_follows_is_heard() {
+        let (ours, theirs) = seqpacket_pair().unwrap();
+        let (_monitor, mut news) = Monitor::over(ours, None).unwrap();
+        say(theirs.as_fd(), &event(0x2ff));
+        say(theirs.as_fd(), &FromMonitor::Event(Event::StdinClosed).encode());
+        assert!(matches!(hear(&mut news).await, News::Event(Event::StdinClosed)));
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_with_what_is_no_message_though_the_monitor_lives() {
+        let (ours, theirs) = seqpacket_pair().unwrap();
+        let (mut child, pidfd) = running();
+        let (monitor, mut news) = Monitor::over(ours, Some(pidfd)).unwrap();
+        say(theirs.as_fd(), &Packet { bytes: vec![1], fds: vec![] });
+        assert!(matches!(hear(&mut news).await, News::Gone));
+        let asked = monitor.ask(Request::State, SOON).await;
+        assert!(matches!(asked, Err(MonitorError::Gone)), "{asked:?}");
+        // It is reaped all the same when it ends.
+        child.kill().unwrap();
+        let gone = async {
+            while rustix::process::test_kill_process(Pid::from_child(&child)).is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SOON, gone).await.unwrap();
+    }
+
+    #[test]
+    fn nobody_listens_where_the_socket_is_missing_or_nobodys_but_a_full_one_is_somebodys() {
+        let directory = tempfile::tempdir().unwrap();
+        let connected = || connect_in(directory.path());
+        let error = |source| MonitorError::Connect { path: "/none".into(), source };
+        assert!(error(connected().unwrap_err()).nobody_listens());
+
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let listener =
+            nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None);
+        let listener = listener.unwrap();
+        let address = UnixAddr::new(&directory.path().join("monitor.sock")).unwrap();
+        nix::sys::socket::bind(listener.as_raw_fd(), &address).unwrap();
+        let backlog = nix::sys::socket::Backlog::new(1).unwrap();
+        nix::sys::socket::listen(&listener, backlog).unwrap();
+        let mut waiting = vec![];
+        let full = loop {
+            match connected() {
+                Ok(socket) => waiting.push(socket),
+                Err(full) => break full,
+            }
+        };
+        assert!(!error(full).nobody_listens());
+
+        drop(listener);
+        assert!(error(connected().unwrap_err()).nobody_listens());
+    }
 }

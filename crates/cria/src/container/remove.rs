@@ -48,25 +48,37 @@ impl Container {
 
 /// Ends and removes a container of which nothing is known but the id.
 pub(crate) async fn discard(node: &Arc<Node>, id: &ContainerId) -> Result<(), Error> {
-    if let Ok((monitor, mut news)) = Monitor::connect(&node.paths.container_run(id)) {
-        match monitor.tell(Request::Release, RELEASE_DEADLINE).await {
-            Ok(()) | Err(MonitorError::Gone) => {}
-            Err(error) => {
-                return Err(Error::internal(format!("end the monitor of container {id}"), error));
-            }
-        }
-        while let Some(News::Event(_)) = news.recv().await {}
-    }
+    dismiss(node, id).await?;
     clean(node, id, None).await
 }
 
-/// Whether a monitor answers for a container that has not ended.
-pub(crate) async fn is_alive(node: &Node, id: &ContainerId) -> bool {
-    let Ok((monitor, _news)) = Monitor::connect(&node.paths.container_run(id)) else {
-        return false;
+/// Has the monitor, if there is one, end the container and quit. Returns when it has gone.
+pub(super) async fn dismiss(node: &Node, id: &ContainerId) -> Result<(), Error> {
+    let run_dir = node.paths.container_run(id);
+    let failed = |error| Error::internal(format!("end the monitor of container {id}"), error);
+    let (monitor, mut news) = match Monitor::connect(&run_dir) {
+        Ok(connected) => connected,
+        Err(error) if error.nobody_listens() => return Ok(()),
+        Err(error) => return Err(failed(error)),
     };
-    let state = monitor.ask_state(Request::State, STATE_DEADLINE).await;
-    state.is_ok_and(|state| state.phase != Phase::Exited)
+    match monitor.tell(Request::Release, RELEASE_DEADLINE).await {
+        Ok(()) | Err(MonitorError::Gone) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    while let Some(News::Event(_)) = news.recv().await {}
+    Ok(())
+}
+
+/// Whether there is a monitor that does not say that its container has ended.
+pub(crate) async fn is_alive(node: &Node, id: &ContainerId) -> bool {
+    let (monitor, _news) = match Monitor::connect(&node.paths.container_run(id)) {
+        Ok(connected) => connected,
+        Err(error) => return !error.nobody_listens(),
+    };
+    match monitor.ask_state(Request::State, STATE_DEADLINE).await {
+        Ok(state) => state.phase != Phase::Exited,
+        Err(error) => matches!(error, MonitorError::Silent { .. }),
+    }
 }
 
 /// Removes whatever there is of a container: its OCI runtime state, cgroup, mounts and files, the

@@ -10,7 +10,7 @@ use cria_monitor::exit::{Exit, Status};
 use cria_monitor::protocol::{Adopt, Descriptors, Event, Phase, Request, State as MonitorState};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::remove::RELEASE_DEADLINE;
 use super::state::{Exited, State};
@@ -18,13 +18,21 @@ use super::{Container, Record};
 use crate::checkpoint::Checkpoint;
 use crate::clock;
 use crate::error::chain;
-use crate::monitor::{Monitor, MonitorError, News};
+use crate::monitor::{self, Monitor, MonitorError, News};
 use crate::node::Node;
 use crate::process;
 use crate::sys;
 
 /// Within this a monitor that lives answers.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A monitor waits for nobody, so that it answers late on a busy node, but it does. One that is silent
+/// for so long hangs: it is killed, and with it goes what only it knows.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Between attempts to connect to a monitor that lives.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 /// An OCI runtime's `start` takes some ten milliseconds. One that hangs delays the daemon's start
 /// by no more than this.
@@ -51,8 +59,14 @@ impl Container {
             }
         }
         self.execs.forsake();
-        self.monitor.send_replace(None);
-        if !self.state().is_exited() {
+        if self.state().is_exited() {
+            // It has been released and has quit, unless the connection alone has ended.
+            if let Err(error) = super::remove::dismiss(node, &self.id).await {
+                tracing::warn!(container = %self.id, error = chain(&error), "the monitor stays");
+            }
+            self.monitor.send_replace(None);
+        } else {
+            self.monitor.send_replace(None);
             self.replace_monitor(node).await;
         }
     }
@@ -125,8 +139,12 @@ impl Container {
         }
     }
 
-    /// The monitor died; its container did not. Another one goes on where it stopped.
+    /// The connection has ended, its container has not. A monitor that lives is connected to again;
+    /// otherwise another one goes on where it stopped.
     async fn replace_monitor(self: &Arc<Self>, node: &Arc<Node>) {
+        if self.find_monitor(node).await || self.state().is_exited() {
+            return;
+        }
         if let Some(exit) = recorded_exit(&node.paths.container_run(&self.id)) {
             self.take_in(&exit).await;
             self.delete_what_is_left(node).await;
@@ -208,7 +226,7 @@ impl Container {
         }
         // Otherwise it was not ours to wait for: the monitor asks the kernel.
         let Some(status) = self.reap_init(init.get_ref()) else { return };
-        if let Some(monitor) = self.monitor()
+        if let Some(monitor) = self.monitor_soon().await
             && let Err(error) = monitor.tell(Request::InitEnded { status }, DEADLINE).await
         {
             tracing::warn!(container = %self.id, error = chain(&error), "cannot tell the monitor");
@@ -261,12 +279,14 @@ pub(crate) async fn recover(node: &Arc<Node>, record: Checkpoint<Record>) -> Arc
     if matches!(container.state(), State::Created { broken: Some(_) }) {
         return container;
     }
-    match container.reconnect(node).await {
-        Ok(()) => {}
-        Err(error) => {
-            tracing::warn!(container = %container.id, error = chain(&error), "no monitor answers");
-            container.recover_without_monitor(node).await;
-        }
+    // So that it can be stopped whatever its monitor does.
+    container.held().descriptors.init = container.record.get().init();
+    let regained = {
+        let (container, node) = (Arc::clone(&container), Arc::clone(node));
+        tokio::spawn(async move { container.regain_monitor(&node).await })
+    };
+    if timeout(DEADLINE, regained).await.is_err() {
+        tracing::warn!(container = %container.id, "its monitor does not answer yet");
     }
     if let Some(at_ns) = container.record.get().stop_deadline_ns {
         let stopping = Arc::clone(&container);
@@ -276,6 +296,40 @@ pub(crate) async fn recover(node: &Arc<Node>, record: Checkpoint<Record>) -> Arc
 }
 
 impl Container {
+    async fn regain_monitor(self: &Arc<Self>, node: &Arc<Node>) {
+        if !self.find_monitor(node).await {
+            tracing::warn!(container = %self.id, "no monitor answers");
+            self.recover_without_monitor(node).await;
+        }
+    }
+
+    /// Connects to the monitor. False if there is none: as long as somebody holds its socket there
+    /// must be no second one, which would write into the same log and the same exit record.
+    async fn find_monitor(self: &Arc<Self>, node: &Arc<Node>) -> bool {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.reconnect(node).await {
+                Ok(()) => return true,
+                Err(error) if error.nobody_listens() => return false,
+                Err(error) => self.end_if_silent(node, &error).await,
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// One that hangs is of no use to its container, and in the way of another.
+    async fn end_if_silent(&self, node: &Node, error: &MonitorError) {
+        tracing::warn!(container = %self.id, error = chain(error), "cannot connect to the monitor");
+        if !matches!(error, MonitorError::Silent { .. }) {
+            return;
+        }
+        match monitor::kill(&node.paths.container_run(&self.id)).await {
+            Ok(()) => tracing::warn!(container = %self.id, "killed a monitor that does not answer"),
+            Err(error) => tracing::warn!(container = %self.id, %error, "cannot kill the monitor"),
+        }
+    }
+
     async fn reconnect(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), MonitorError> {
         let (monitor, mut news) = Monitor::connect(&node.paths.container_run(&self.id))?;
         let monitor = Arc::new(monitor);
@@ -358,7 +412,7 @@ async fn settled_state(
     monitor: &Monitor,
     news: &mut mpsc::Receiver<News>,
 ) -> Result<MonitorState, MonitorError> {
-    let state = monitor.ask_state(Request::State, DEADLINE).await?;
+    let state = monitor.ask_state(Request::State, SILENCE).await?;
     if !state.settling {
         return Ok(state);
     }
@@ -372,7 +426,7 @@ async fn settled_state(
     if timeout(START_PATIENCE, settled).await.is_err() {
         tracing::warn!("a start that a former daemon asked for does not end");
     }
-    monitor.ask_state(Request::State, DEADLINE).await
+    monitor.ask_state(Request::State, SILENCE).await
 }
 
 /// The record that a monitor left when its container ended.
