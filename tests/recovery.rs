@@ -215,6 +215,31 @@ fn a_monitor_that_dies_in_the_middle_of_a_start_leaves_no_process_of_an_exited_c
 }
 
 #[test]
+fn a_start_that_outlasts_the_daemons_own_is_noticed_when_it_is_done() {
+    let slow = "[ $VERB = start ] && [ -e $NODE/slow ] && { touch $NODE/starting; while [ ! -e $NODE/go ]; do sleep 0.05; done; }";
+    let mut scene = Scene::with(|setup| setup.oci_runtime(slow));
+    let pod = scene.host("slow");
+    let container = pod.create(scene.container("slow", &OBEDIENT)).expect("it is created");
+    scene.flag("slow");
+    thread::scope(|scope| {
+        let start = scope.spawn(|| container.start());
+        until("it is being started", SOON, || scene.node.has_flag("starting").then_some(()));
+        scene.node.kill9();
+        start.join().expect("no panic").expect_err("nobody answers");
+    });
+    scene.resume();
+    assert_eq!(container.status().state(), ContainerState::ContainerCreated);
+    scene.flag("go");
+    until("it is shown as running", SOON, || {
+        (container.status().state() == ContainerState::ContainerRunning).then_some(())
+    });
+    assert!(container.status().started_at > 0);
+    container.stop(SOON).expect("it stops");
+    assert_eq!(container.status().exit_code, 0);
+    scene.assert_nothing_left();
+}
+
+#[test]
 fn a_daemon_that_is_told_to_end_does_so_whatever_is_under_way_and_the_next_one_goes_on() {
     let mut scene = Scene::new();
     let pod = scene.host("ending");

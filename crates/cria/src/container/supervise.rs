@@ -78,10 +78,26 @@ impl Container {
                 self.execs.ended(exec, status, timed_out);
             }
             Event::StdinClosed => self.held().descriptors.stdin = None,
-            // Whoever asked for the start has its answer.
-            Event::Settled => {}
+            Event::Settled => {
+                // A task of its own: the reply comes through the loop that called us.
+                let container = Arc::clone(self);
+                tokio::spawn(async move { container.note_settled().await });
+            }
             Event::LogLost { bytes, error } => {
                 tracing::warn!(container = %self.id, bytes, error, "output could not be logged");
+            }
+        }
+    }
+
+    /// A start that a former daemon asked for, and that outlasted our own, has succeeded or failed.
+    /// (Who asks this daemon for one has its answer.)
+    async fn note_settled(self: &Arc<Self>) {
+        let Some(monitor) = self.monitor() else { return };
+        match monitor.ask_state(Request::State, DEADLINE).await {
+            Ok(state) => self.note_phase(&state).await,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(container = %self.id, error, "cannot learn how the start went");
             }
         }
     }
@@ -339,11 +355,15 @@ impl Container {
         Ok(())
     }
 
+    async fn note_state(self: &Arc<Self>, mut state: MonitorState) {
+        self.held().descriptors = std::mem::take(&mut state.descriptors);
+        self.note_phase(&state).await;
+    }
+
     /// The monitor knows better than the record what has happened meanwhile.
-    async fn note_state(self: &Arc<Self>, state: MonitorState) {
-        self.held().descriptors = state.descriptors;
-        match (state.phase, state.exit) {
-            (_, Some(exit)) => self.take_in(&exit).await,
+    async fn note_phase(self: &Arc<Self>, state: &MonitorState) {
+        match (state.phase, &state.exit) {
+            (_, Some(exit)) => self.take_in(exit).await,
             (Phase::Running, None) => {
                 let (pid, at_ns) = (state.init_pid, state.started_at_ns);
                 let noted = self.record.note(|record| {
