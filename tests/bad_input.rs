@@ -2,8 +2,9 @@
 
 use cria_proto::*;
 use harness::cri::{container_config, image_spec};
+use harness::node::monitors;
 use harness::scene::{OBEDIENT, SOON, Scene, push_busybox, refused};
-use harness::{Image, Layer, Node, Registry};
+use harness::{Image, Layer, Node, Registry, until};
 use tonic::{Code, Status};
 
 /// What the message is to name, and how the request is spoilt.
@@ -274,7 +275,7 @@ fn a_slow_oci_runtime_holds_up_no_other_container_and_a_retry_attaches() {
     std::thread::scope(|scope| {
         let call = || scope.spawn(|| pod.create(scene.container("slow", &OBEDIENT)));
         let first = call();
-        harness::until("it is being created", SOON, || scene.has_flag("creating").then_some(()));
+        until("it is being created", SOON, || scene.has_flag("creating").then_some(()));
         let retry = call();
         assert_eq!(other.exec(&["true"]).expect("exec runs").exit_code, 0);
         let listed = scene.cri().list_containers(ListContainersRequest::default());
@@ -326,6 +327,32 @@ fn a_full_disk_is_told_as_such_and_running_containers_go_on() {
     assert_eq!(container.status().exit_code, 0, "nor the truth of its exit");
     pod.remove().expect("nor a removal");
     node.assert_clean();
+}
+
+#[test]
+fn a_creation_whose_last_record_finds_no_room_leaves_neither_process_nor_monitor() {
+    let fills = r#"if [ $VERB = create ] && [ -e $NODE/fill ]; then
+    runc "$@" || exit
+    cat /dev/zero > $NODE/root/full 2> /dev/null
+    exit 0
+fi"#;
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "small:1");
+    let mut node = Node::setup().registry(&registry).root_size("16m").oci_runtime(fills).start();
+    pull(&node, &image.reference).expect("it fits");
+    let pod = node.run_pod(node.host_pod("full"));
+    let fill = node.flag("fill");
+    let config = container_config("does-not-fit", &image.id, &OBEDIENT);
+    let message = refused(pod.create(config), Code::ResourceExhausted);
+    assert!(message.contains("record"), "{message}");
+    until("its monitor is gone", SOON, || monitors(node.place()).is_empty().then_some(()));
+    fs_err::remove_file(fill).expect("own folder");
+    fs_err::remove_file(node.root().join("full")).expect("own folder");
+    let container = pod.run(container_config("fits", &image.id, &OBEDIENT));
+    container.await_log("ready", SOON);
+    pod.stop().expect("it stops");
+    pod.remove().expect("it is removed");
+    node.assert_nothing_left(SOON);
 }
 
 #[test]

@@ -196,7 +196,7 @@ async fn discard_container(node: &Arc<Node>, id: ContainerId) {
     let node = Arc::clone(node);
     retry::until_done("clear a container away", id.to_string(), move || {
         let (node, id) = (Arc::clone(&node), id.clone());
-        async move { container::discard(&node, &id).await }
+        async move { container::discard(&node, &id, None).await }
     })
     .await;
 }

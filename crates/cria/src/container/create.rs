@@ -1,4 +1,4 @@
-//! CreateContainer: image, root file system, spec, monitor; undone by `clean` if any of it fails.
+//! CreateContainer: image, root file system, spec, monitor; undone by `discard` if any of it fails.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -17,9 +17,9 @@ use super::image_volume::ImageVolume;
 use super::rootfs::Rootfs;
 use super::spec::{self, PidNamespace, SpecError, SpecNamespaces, SpecRequest};
 use super::state::State;
-use super::{Container, ImageUse, Record, clean};
-use crate::cgroup::Driver;
+use super::{Container, ImageUse, Record, discard};
 use crate::cgroup::scope::{self, Stop};
+use crate::cgroup::{CgroupPath, Driver};
 use crate::checkpoint::{self, Checkpoint};
 use crate::clock;
 use crate::error::Error;
@@ -27,6 +27,7 @@ use crate::id::ContainerId;
 use crate::monitor::Monitor;
 use crate::node::Node;
 use crate::process;
+use crate::retry;
 use crate::sandbox::Sandbox;
 use crate::sandbox::config::NamespaceMode;
 use crate::sandbox::namespaces::{self, Kind};
@@ -43,10 +44,18 @@ pub(crate) struct Creation {
     /// The image's: an artifact has none, and cannot be run.
     pub(crate) image_config: Arc<ImageConfiguration>,
     /// Taken when the image was found, so that nobody removes its layers meanwhile.
-    pub(crate) lease: Lease,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) image_volumes: Vec<ImageVolume>,
     /// For the modes Pod and Target.
     pub(crate) pid_namespace: Option<PidNamespaceFile>,
+}
+
+impl Creation {
+    /// Of all that it mounts.
+    fn leases(&self) -> Vec<Arc<Lease>> {
+        let of_volumes = self.image_volumes.iter().map(|volume| &volume.lease);
+        iter::once(&self.lease).chain(of_volumes).cloned().collect()
+    }
 }
 
 /// A PID namespace to join.
@@ -72,14 +81,26 @@ impl PidNamespaceFile {
 pub(crate) async fn create(node: Arc<Node>, creation: Creation) -> Result<Arc<Container>, Error> {
     let id = ContainerId::random().map_err(|error| Error::io("draw a container id", error))?;
     let cgroup = creation.sandbox.cgroup.container(&id).path;
+    let leases = creation.leases();
     let made = make(&node, &id, creation).await;
-    if made.is_err()
-        && let Err(error) = clean(&node, &id, Some(cgroup)).await
-    {
-        let error = crate::error::chain(&error);
-        tracing::warn!(container = %id, error, "cannot undo a failed creation");
+    if made.is_err() {
+        undo(node, id, cgroup, leases).await;
     }
     made
+}
+
+/// Its monitor may be there already, and layers are in use until nothing mounts them.
+async fn undo(node: Arc<Node>, id: ContainerId, cgroup: CgroupPath, leases: Vec<Arc<Lease>>) {
+    retry::until_done("undo a failed creation", id.to_string(), move || {
+        let (node, id, cgroup) = (Arc::clone(&node), id.clone(), cgroup.clone());
+        let in_use = leases.clone();
+        async move {
+            let undone = discard(&node, &id, Some(cgroup)).await;
+            drop(in_use);
+            undone
+        }
+    })
+    .await;
 }
 
 async fn make(
@@ -178,7 +199,7 @@ async fn prepare_bundle(
 
 /// What the bundle's files rely on.
 struct Prepared {
-    leases: Vec<Lease>,
+    leases: Vec<Arc<Lease>>,
     pid_namespace: Option<PidNamespaceFile>,
 }
 
@@ -209,10 +230,8 @@ impl Bundle {
             serde_json::to_vec(&spec).map_err(|error| failed("write the spec")(error.into()))?;
         checkpoint::replace(&bundle.join("config.json"), &text)
             .map_err(failed("write the spec"))?;
-        let Creation { lease, image_volumes, pid_namespace, .. } = self.creation;
-        let of_volumes = image_volumes.into_iter().map(|volume| volume.lease);
-        let leases = iter::once(lease).chain(of_volumes).collect();
-        Ok((Prepared { leases, pid_namespace }, user))
+        let leases = self.creation.leases();
+        Ok((Prepared { leases, pid_namespace: self.creation.pid_namespace }, user))
     }
 
     /// Where each was mounted, by its path in the container.

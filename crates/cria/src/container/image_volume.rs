@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use cria_images::Lease;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
@@ -38,7 +39,7 @@ pub(crate) struct ImageVolume {
     /// `repository@digest`; empty for an image without one.
     pub(crate) reference: String,
     /// Taken when the image was found, so that nobody removes its layers meanwhile.
-    pub(crate) lease: Lease,
+    pub(crate) lease: Arc<Lease>,
 }
 
 /// Why an image cannot be a volume.

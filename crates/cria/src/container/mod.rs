@@ -36,7 +36,6 @@ use tokio::time::timeout;
 
 pub(crate) use create::{Creation, PidNamespaceFile, create};
 pub(crate) use image_volume::ImageVolume;
-use remove::clean;
 pub(crate) use remove::{discard, is_alive};
 pub(crate) use supervise::recover;
 
@@ -145,7 +144,7 @@ struct Held {
     /// So that the container survives its monitor.
     descriptors: Descriptors,
     /// Keep the layers of its image, and of those that are volumes.
-    leases: Vec<cria_images::Lease>,
+    leases: Vec<Arc<cria_images::Lease>>,
     /// A SIGKILL of ours is no OOM kill.
     killed: bool,
     /// How init ended, where that was ours to learn.
@@ -159,7 +158,7 @@ impl Container {
 
     /// Keeps an image's layers until the container is gone.
     pub(crate) fn keep(&self, lease: cria_images::Lease) {
-        self.held().leases.push(lease);
+        self.held().leases.push(Arc::new(lease));
     }
 
     fn monitor(&self) -> Option<Arc<Monitor>> {

@@ -46,10 +46,14 @@ impl Container {
     }
 }
 
-/// Ends and removes a container of which nothing is known but the id.
-pub(crate) async fn discard(node: &Arc<Node>, id: &ContainerId) -> Result<(), Error> {
+/// Ends and removes a container that is not listed: of it nothing need be known but the id.
+pub(crate) async fn discard(
+    node: &Arc<Node>,
+    id: &ContainerId,
+    cgroup: Option<CgroupPath>,
+) -> Result<(), Error> {
     dismiss(node, id).await?;
-    clean(node, id, None).await
+    clean(node, id, cgroup).await
 }
 
 /// Has the monitor, if there is one, end the container and quit. Returns when it has gone.
@@ -84,7 +88,7 @@ pub(crate) async fn is_alive(node: &Node, id: &ContainerId) -> bool {
 /// Removes whatever there is of a container: its OCI runtime state, cgroup, mounts and files, the
 /// record last. Every step can be repeated; a failure leaves the record, so that it will be.
 /// Without a cgroup's name all cgroups are searched for the container's.
-pub(super) async fn clean(
+async fn clean(
     node: &Arc<Node>,
     id: &ContainerId,
     cgroup: Option<CgroupPath>,

@@ -55,7 +55,7 @@ async fn create(
         sandbox: Arc::clone(&sandbox),
         pid_namespace: pid_namespace(node, &sandbox, &config, target.as_deref())?,
         image_config: image.config.clone().ok_or_else(|| artifact(asked))?,
-        lease: node.images.lease(&image.id)?,
+        lease: Arc::new(node.images.lease(&image.id)?),
         image_volumes: image_volumes(node, &config, &sandbox.config.namespace).await?,
         image,
         config,
@@ -108,7 +108,7 @@ async fn find_volume(
         container_path: mount.container_path.clone(),
         sub_path: mount.image_sub_path.clone(),
         reference: asked.reference_among(&image.digests),
-        lease: node.images.lease(&image.id)?,
+        lease: Arc::new(node.images.lease(&image.id)?),
     })
 }
 
