@@ -1,18 +1,18 @@
 //! What a daemon finds at its start: another boot, records that it cannot read, a runtime that
 //! hangs, monitors that died in the middle.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cria_proto::*;
-use harness::cri::{Container, with_shared_processes};
+use harness::cri::{Container, image_spec, with_shared_processes};
 use harness::leftovers::processes_of;
 use harness::node::{files_named_after, monitors};
 use harness::scene::{OBEDIENT, SOON, Scene, refused};
 use harness::scripts::{self, CNI_RESULT};
-use harness::until;
+use harness::{Image, Layer, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -240,6 +240,49 @@ fn a_start_that_outlasts_the_daemons_own_is_noticed_when_it_is_done() {
 }
 
 #[test]
+fn one_container_that_does_not_end_keeps_neither_other_removals_nor_pods_nor_images() {
+    let mut scene = Scene::new();
+    let (pod, other) = (scene.host("pod"), scene.host("other"));
+    let stuck = scene.obedient(&pod, "stuck");
+    let its_monitor = monitors(scene.place());
+    let removed = ["one", "two", "three"].map(|name| scene.obedient(&pod, name));
+    let layers = scene.root().join("layers");
+    let count = || fs_err::read_dir(&layers).expect("cria made it").count();
+    let before = count();
+    let image = Image::new().layer(Layer::new().file("unused", 0o644, b"unused"));
+    let unused = scene.registry.push("unused:1", &image);
+    scene.cri().pull(&unused.reference);
+    assert_eq!(count(), before + 1);
+
+    scene.kill9();
+    for id in removed.iter().chain([&stuck]).map(|container| &container.id).chain([&other.id]) {
+        change_record(&record(&scene, id), |record| record["removing"] = true.into());
+    }
+    // Nobody says how it ends.
+    signal_all(&its_monitor, Signal::SIGSTOP);
+    scene.resume();
+    until("the other containers are gone", SOON, || {
+        let listed = scene.cri().list_containers(ListContainersRequest::default());
+        let listed = listed.expect("containers are listed").containers;
+        (listed.len() == 1 && listed[0].id == stuck.id).then_some(())
+    });
+    until("the other pod is gone", SOON, || {
+        let pods = scene.cri().list_pod_sandbox(ListPodSandboxRequest::default());
+        (pods.expect("pods are listed").items.len() == 1).then_some(())
+    });
+    let image = Some(image_spec(&unused.reference));
+    scene.cri().remove_image(RemoveImageRequest { image }).expect("it is removed");
+    until("its layer is gone", SOON, || (count() == before).then_some(()));
+
+    signal_all(&its_monitor, Signal::SIGCONT);
+    until("its removal goes on", SOON, || {
+        let listed = scene.cri().list_containers(ListContainersRequest::default());
+        listed.expect("containers are listed").containers.is_empty().then_some(())
+    });
+    scene.assert_nothing_is_left_soon();
+}
+
+#[test]
 fn a_daemon_that_is_told_to_end_does_so_whatever_is_under_way_and_the_next_one_goes_on() {
     let mut scene = Scene::new();
     let pod = scene.host("ending");
@@ -288,10 +331,7 @@ fn change_records(scene: &Scene, change: impl Fn(&mut Value)) {
     for folder in ["sandboxes", "containers"] {
         for entry in fs_err::read_dir(scene.root().join(folder)).expect("cria made it") {
             let path = entry.expect("own folder").path().join("record.json");
-            let text = fs_err::read(&path).expect("each has a record");
-            let mut record: Value = serde_json::from_slice(&text).expect("it is JSON");
-            change(&mut record);
-            fs_err::write(&path, record.to_string()).expect("own folder");
+            change_record(&path, &mut change);
         }
     }
 }
@@ -300,6 +340,13 @@ fn change_records(scene: &Scene, change: impl Fn(&mut Value)) {
 fn start_time(pid: u32) -> u64 {
     let stat = fs_err::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
     stat.split(' ').nth(21).and_then(|field| field.parse().ok()).expect("proc_pid_stat(5)")
+}
+
+fn change_record(path: &Path, change: impl FnOnce(&mut Value)) {
+    let text = fs_err::read(path).expect("each has a record");
+    let mut record = serde_json::from_slice(&text).expect("it is JSON");
+    change(&mut record);
+    fs_err::write(path, record.to_string()).expect("own folder");
 }
 
 fn record(scene: &Scene, id: &str) -> PathBuf {
@@ -315,8 +362,13 @@ fn inits(scene: &Scene) -> Vec<u32> {
 
 #[track_caller]
 fn kill_all(pids: Vec<u32>) {
+    signal_all(&pids, Signal::SIGKILL);
+}
+
+#[track_caller]
+fn signal_all(pids: &[u32], signal: Signal) {
     for pid in pids {
         // It may have gone with another one.
-        let _ = kill(Pid::from_raw(pid.try_into().expect("pids fit")), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw((*pid).try_into().expect("pids fit")), signal);
     }
 }

@@ -3,10 +3,14 @@
 //! ```text
 //! helpers of the former daemon ──▶ awaited, so that nothing finishes behind our back
 //! complete records ──────────────▶ listed, with the state that their monitors tell
-//! unanswered creations ──────────▶ undone          ┐
-//! removals ──────────────────────▶ continued       ├ in the background, while we serve
+//! layers that nothing uses ──────▶ removed         ┐
+//! unanswered creations ──────────▶ undone          ├ in the background, while we serve
+//! removals ──────────────────────▶ continued       │
 //! directories without a record ──▶ cleared away    ┘
 //! ```
+//!
+//! In the background nothing listed waits for anything else, lest one process that cannot be killed
+//! keep all. What has no record goes containers first: which sandbox is whose is unknown.
 
 use std::collections::HashSet;
 use std::iter;
@@ -42,6 +46,15 @@ struct Records<I, R> {
     stray: Vec<I>,
 }
 
+/// What nobody was ever told of, or nobody can be told of.
+struct Unlisted {
+    undo: Vec<Arc<Sandbox>>,
+    /// With what they may have mounted.
+    discard: Vec<(ContainerId, Vec<Lease>)>,
+    stray: Vec<SandboxId>,
+    unreadable: (Vec<SandboxId>, Vec<ContainerId>),
+}
+
 /// Lists everything again. What cannot be gone on with is dealt with in the background.
 pub(crate) async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
     let node = Arc::clone(&daemon.node);
@@ -67,19 +80,24 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
     for container in join_all(containers).await {
         daemon.containers.insert(container);
     }
-
-    let mut discard: Vec<_> = half_made.into_iter().map(|record| record.id).collect();
-    discard.extend(found.containers.stray);
-    let daemon = Arc::clone(daemon);
-    let unreadable = (found.sandboxes.unreadable, found.containers.unreadable);
-    let stray = found.sandboxes.stray;
-    tokio::spawn(async move {
-        clear_up(&daemon, undo, discard, stray).await;
-        clear_unreadable(&daemon, unreadable).await;
-        // Every lease has been renewed: what nothing uses may go.
-        let images = daemon.node.images.clone();
-        drop(spawn_blocking(move || images.collect()).await);
+    let half_made = half_made.into_iter().map(|record| {
+        let leases = renew_leases(&daemon.node, &record).collect();
+        (record.id, leases)
     });
+    let stray = found.containers.stray.into_iter().map(|id| (id, vec![]));
+    let discard = half_made.chain(stray).collect();
+
+    // Every lease has been renewed: what nothing uses may go.
+    let images = daemon.node.images.clone();
+    drop(spawn_blocking(move || images.collect()));
+    continue_all(daemon);
+    let unlisted = Unlisted {
+        undo,
+        discard,
+        stray: found.sandboxes.stray,
+        unreadable: (found.sandboxes.unreadable, found.containers.unreadable),
+    };
+    tokio::spawn(clear_up(Arc::clone(daemon), unlisted));
     Ok(())
 }
 
@@ -140,20 +158,24 @@ async fn collect_network(daemon: &Daemon, sandboxes: &Records<SandboxId, sandbox
 
 async fn recover_container(daemon: &Daemon, record: container::Record) -> Arc<Container> {
     let node = &daemon.node;
-    let images = iter::once(&record.image).chain(record.image_volumes.values());
-    let images: Vec<_> = images.cloned().collect();
+    let leases: Vec<_> = renew_leases(node, &record).collect();
     let path = node.paths.container_record(&record.id);
     let container = container::recover(node, Checkpoint::loaded(path, record)).await;
-    for image in images {
-        match renew_lease(node, &image) {
-            Ok(lease) => container.keep(lease),
-            Err(error) => {
-                let error = chain(&*error);
-                tracing::warn!(container = %container.id, image = image.name, error, "no lease");
-            }
-        }
-    }
+    leases.into_iter().for_each(|lease| container.keep(lease));
     container
+}
+
+/// Of all that the container mounts.
+fn renew_leases(node: &Node, record: &container::Record) -> impl Iterator<Item = Lease> {
+    let images = iter::once(&record.image).chain(record.image_volumes.values());
+    images.filter_map(|image| {
+        renew_lease(node, image)
+            .inspect_err(|error| {
+                let error = chain(&**error);
+                tracing::warn!(container = %record.id, image = image.name, error, "no lease");
+            })
+            .ok()
+    })
 }
 
 fn renew_lease(
@@ -166,35 +188,33 @@ fn renew_lease(
     Ok(node.images.lease_layers(layers, ImageId::from(id))?)
 }
 
-/// Undoes what no caller was ever told of, and continues what was promised.
-async fn clear_up(
-    daemon: &Arc<Daemon>,
-    undo: Vec<Arc<Sandbox>>,
-    discard: Vec<ContainerId>,
-    stray: Vec<SandboxId>,
-) {
-    for id in discard {
-        discard_container(&daemon.node, id).await;
-    }
-    for sandbox in undo {
-        sandbox.undo(&daemon.node).await;
-    }
-    for id in stray {
-        discard_sandbox(daemon, id).await;
-    }
+/// What was promised: removals, and pods that were being taken down.
+fn continue_all(daemon: &Arc<Daemon>) {
     for container in daemon.containers.all() {
         if container.record.get().removing {
-            continue_removal(daemon, container).await;
+            tokio::spawn(continue_removal(Arc::clone(daemon), container));
         }
     }
     for sandbox in daemon.sandboxes.all() {
-        continue_taking_down(daemon, sandbox).await;
+        tokio::spawn(continue_taking_down(Arc::clone(daemon), sandbox));
     }
 }
 
-async fn discard_container(node: &Arc<Node>, id: ContainerId) {
+async fn clear_up(daemon: Arc<Daemon>, unlisted: Unlisted) {
+    for sandbox in unlisted.undo {
+        let node = Arc::clone(&daemon.node);
+        tokio::spawn(async move { sandbox.undo(&node).await });
+    }
+    let discard = unlisted.discard.into_iter();
+    join_all(discard.map(|(id, leases)| discard_container(&daemon.node, id, leases))).await;
+    join_all(unlisted.stray.into_iter().map(|id| discard_sandbox(&daemon, id))).await;
+    clear_unreadable(&daemon, unlisted.unreadable).await;
+}
+
+async fn discard_container(node: &Arc<Node>, id: ContainerId, leases: Vec<Lease>) {
     let node = Arc::clone(node);
     retry::until_done("clear a container away", id.to_string(), move || {
+        let _until_then = &leases;
         let (node, id) = (Arc::clone(&node), id.clone());
         async move { container::discard(&node, &id, None).await }
     })
@@ -216,8 +236,7 @@ async fn discard_sandbox(daemon: &Daemon, id: SandboxId) {
     .await;
 }
 
-async fn continue_removal(daemon: &Arc<Daemon>, container: Arc<Container>) {
-    let daemon = Arc::clone(daemon);
+async fn continue_removal(daemon: Arc<Daemon>, container: Arc<Container>) {
     retry::until_done("continue a removal", container.id.to_string(), move || {
         let (daemon, container) = (Arc::clone(&daemon), Arc::clone(&container));
         async move { daemon.remove_container(&container).await }
@@ -225,8 +244,7 @@ async fn continue_removal(daemon: &Arc<Daemon>, container: Arc<Container>) {
     .await;
 }
 
-async fn continue_taking_down(daemon: &Arc<Daemon>, sandbox: Arc<Sandbox>) {
-    let daemon = Arc::clone(daemon);
+async fn continue_taking_down(daemon: Arc<Daemon>, sandbox: Arc<Sandbox>) {
     retry::until_done("continue to take a pod down", sandbox.id.to_string(), move || {
         let (daemon, sandbox) = (Arc::clone(&daemon), Arc::clone(&sandbox));
         async move {
@@ -247,22 +265,22 @@ async fn continue_taking_down(daemon: &Arc<Daemon>, sandbox: Arc<Sandbox>) {
 /// Nothing is killed for a record that this release cannot read: a container whose monitor answers
 /// runs on, unlisted, until somebody mends the record or the node is restarted.
 async fn clear_unreadable(
-    daemon: &Arc<Daemon>,
+    daemon: &Daemon,
     (sandboxes, containers): (Vec<SandboxId>, Vec<ContainerId>),
 ) {
-    let mut in_use = false;
-    for id in containers {
-        if container::is_alive(&daemon.node, &id).await {
-            tracing::error!(container = %id, "runs, but its record cannot be read");
-            in_use = true;
-        } else {
-            discard_container(&daemon.node, id).await;
-        }
+    let in_use = join_all(containers.into_iter().map(|id| discard_unless_alive(daemon, id))).await;
+    if !in_use.contains(&true) {
+        join_all(sandboxes.into_iter().map(|id| discard_sandbox(daemon, id))).await;
     }
-    if in_use {
-        return;
+}
+
+/// True if it lives.
+async fn discard_unless_alive(daemon: &Daemon, id: ContainerId) -> bool {
+    let alive = container::is_alive(&daemon.node, &id).await;
+    if alive {
+        tracing::error!(container = %id, "runs, but its record cannot be read");
+    } else {
+        discard_container(&daemon.node, id, vec![]).await;
     }
-    for id in sandboxes {
-        discard_sandbox(daemon, id).await;
-    }
+    alive
 }
