@@ -331,7 +331,7 @@ fn change_records(scene: &Scene, change: impl Fn(&mut Value)) {
     for folder in ["sandboxes", "containers"] {
         for entry in fs_err::read_dir(scene.root().join(folder)).expect("cria made it") {
             let path = entry.expect("own folder").path().join("record.json");
-            change_record(&path, &mut change);
+            change_record(&path, &change);
         }
     }
 }

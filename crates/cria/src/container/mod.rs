@@ -11,6 +11,7 @@ mod create;
 mod exec;
 mod image_volume;
 mod overlay;
+mod reconnect;
 mod remove;
 mod rootfs;
 mod session;
@@ -36,8 +37,8 @@ use tokio::time::timeout;
 
 pub(crate) use create::{Creation, PidNamespaceFile, create};
 pub(crate) use image_volume::ImageVolume;
+pub(crate) use reconnect::recover;
 pub(crate) use remove::{discard, is_alive};
-pub(crate) use supervise::recover;
 
 use crate::cgroup::CgroupPath;
 use crate::checkpoint::Checkpoint;
