@@ -7,12 +7,14 @@ use cria_proto::*;
 use harness::cri::{Container, Pod, among_its_pods_processes, with_shared_processes};
 use harness::node::monitors;
 use harness::scene::{OBEDIENT, SOON, Scene, refused};
-use harness::{Node, until, wait};
+use harness::tools::binary;
+use harness::{Node, scripts, until, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::net::sockopt::socket_type;
 use rustix::net::{Shutdown, SocketType, shutdown};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use tempfile::TempDir;
 use tonic::Code;
 
 /// What a monitor gets to answer, and a while.
@@ -122,6 +124,35 @@ fn a_container_whose_monitors_die_again_and_again_keeps_its_true_code() {
         });
         assert_eq!(container.exec(&["true"]).expect("exec waits for it").exit_code, 0);
     }
+    container.stop(SOON).expect("it stops");
+    assert_eq!(container.status().exit_code, 5);
+    assert_whole_lines(&container);
+    scene.assert_nothing_left();
+}
+
+#[test]
+fn monitors_that_die_before_they_have_taken_over_cost_no_code_either() {
+    let folder = TempDir::new().expect("a folder");
+    let (deaths, monitor) = (folder.path().join("deaths"), folder.path().join("cria-monitor"));
+    // As often as there are lines, it dies before it has said a word.
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = container ] && [ -s {deaths} ]; then sed -i 1d {deaths}; exit 1; fi\n\
+         exec {} \"$@\"\n",
+        binary("cria-monitor").display(),
+        deaths = deaths.display(),
+    );
+    // The daemon tries its monitor at its start, in a container that has no shell.
+    fs_err::copy(binary("cria-monitor"), &monitor).expect("own folder");
+    let mut scene = Scene::with(|setup| setup.monitor(&monitor));
+    let pod = scene.host("heirs");
+    let container = pod.run(scene.script("counter", COUNTER));
+    container.await_log("line 10", SOON);
+    fs_err::write(&deaths, "once\nagain\n").expect("own folder");
+    scripts::write(&folder.path().join("aside"), &script);
+    fs_err::rename(folder.path().join("aside"), &monitor).expect("own folder");
+    kill_monitors(&scene);
+    assert_eq!(container.exec(&["true"]).expect("exec waits for the third").exit_code, 0);
+    assert_eq!(fs_err::read_to_string(&deaths).expect("own folder"), "");
     container.stop(SOON).expect("it stops");
     assert_eq!(container.status().exit_code, 5);
     assert_whole_lines(&container);
@@ -263,7 +294,7 @@ fn what_was_half_made_is_finished_or_undone_and_its_name_is_free_again() {
     let mut scene = Scene::new();
     scene.cni_script(&format!(
         "[ $CNI_COMMAND = DEL ] && exit; touch $NODE/adding; while [ ! -e $NODE/go ]; do sleep 0.05; done\n{}",
-        harness::scripts::CNI_RESULT
+        scripts::CNI_RESULT
     ));
     let config = with_shared_processes(scene.pod("half"));
     thread::scope(|scope| {

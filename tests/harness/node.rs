@@ -53,6 +53,7 @@ pub struct Setup {
     /// cria's `--log-level`; debug unless given.
     log_level: Option<&'static str>,
     oci_runtime: Option<String>,
+    monitor: Option<PathBuf>,
     root_size: Option<&'static str>,
     own_hierarchy: Option<&'static str>,
     shell: Option<&'static str>,
@@ -254,6 +255,7 @@ impl Node {
                 command
             }
         };
+        let monitor = self.setup.monitor.clone().unwrap_or_else(|| binary("cria-monitor"));
         command
             .args(["--config".as_ref(), folder.join("cria.toml").as_os_str()])
             .args(["--config-dir".as_ref(), folder.join("cria.toml.d").as_os_str()])
@@ -265,7 +267,7 @@ impl Node {
             .args(["--cni-conf-dir".as_ref(), self.cni_conf_dir().as_os_str()])
             .args(["--cni-bin-dir".as_ref(), folder.join("cni-bin").as_os_str()])
             .args(["--cni-bin-dir", network::CNI_PLUGINS])
-            .args(["--monitor".as_ref(), binary("cria-monitor").as_os_str()])
+            .args(["--monitor".as_ref(), monitor.as_os_str()])
             .args(["--log-level", self.setup.log_level.unwrap_or("debug")])
             .args(&self.setup.arguments)
             .envs(self.setup.variables.iter().map(|(name, value)| (name, value)));
@@ -328,6 +330,13 @@ impl Setup {
     #[must_use]
     pub fn oci_runtime(mut self, body: &str) -> Self {
         self.oci_runtime = Some(body.to_owned());
+        self
+    }
+
+    /// The monitor is a program of the test's own.
+    #[must_use]
+    pub fn monitor(mut self, program: &Path) -> Self {
+        self.monitor = Some(program.to_owned());
         self
     }
 

@@ -74,6 +74,13 @@ impl MonitorError {
             if matches!(source.kind(), ConnectionRefused | NotFound))
     }
 
+    /// There was a monitor, and it died while it was talked to.
+    pub(crate) fn has_gone(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        let is_cut = |error: &io::Error| matches!(error.kind(), BrokenPipe | ConnectionReset);
+        matches!(self, Self::Gone) || matches!(self, Self::Io(error) if is_cut(error))
+    }
+
     /// The OCI runtime was too slow.
     pub(crate) fn timed_out(&self) -> bool {
         matches!(self, Self::Failed(Failure { kind: FailureKind::TimedOut, .. }))

@@ -157,7 +157,7 @@ impl Container {
                 tracing::warn!(container = %self.id, %error, "cannot keep hold of the process");
             }
         }
-        if let Err(error) = self.adopt(node, descriptors).await {
+        if let Err(error) = self.adopt(node, &descriptors).await {
             tracing::error!(container = %self.id, error = chain(&error), "no monitor");
             let (container, node) = (Arc::clone(self), Arc::clone(node));
             tokio::spawn(async move {

@@ -25,6 +25,9 @@ use crate::sys;
 /// Within this a monitor that lives answers.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
+/// A program that dies by itself each time is not tried for ever.
+const MOST_ADOPTIONS: u32 = 5;
+
 impl Container {
     /// Keeps the connection, and starts the task that listens to it.
     pub(super) fn attend(
@@ -160,7 +163,7 @@ impl Container {
         let orphan_is_ours =
             process::is_our_child(self.record.get().init_pid) || self.held().init_status.is_some();
         let adopted = match held {
-            Ok(held) => self.adopt(node, held).await,
+            Ok(held) => self.adopt(node, &held).await,
             Err(error) => Err(MonitorError::Io(error)),
         };
         match (adopted, init) {
@@ -191,7 +194,23 @@ impl Container {
         }
     }
 
+    /// Gives the container a new monitor. What has ended the former one may end this one before it has
+    /// answered: then another is tried.
     pub(super) async fn adopt(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        descriptors: &Descriptors,
+    ) -> Result<(), MonitorError> {
+        let mut tries = 1;
+        loop {
+            match self.adopt_once(node, duplicate(descriptors)?).await {
+                Err(error) if error.has_gone() && tries < MOST_ADOPTIONS => tries += 1,
+                adopted => return adopted,
+            }
+        }
+    }
+
+    async fn adopt_once(
         self: &Arc<Self>,
         node: &Arc<Node>,
         descriptors: Descriptors,
