@@ -185,6 +185,73 @@ fn certificates_count_when_they_come_and_a_mistake_leaves_those_that_stand() {
     daemon.kill9();
 }
 
+#[test]
+fn authorities_that_the_system_trusts_are_trusted() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "app:1");
+    let folder = folder();
+    let certificate = Certificate::make(folder.path(), "registry");
+    let (mut daemon, address) = over_tls(&registry, &certificate, &folder);
+    let name = format!("{address}/app:1");
+    refused(pull(&Node::setup().start(), &name, None), Code::Unknown);
+    // Where the system keeps them is a variable to all who read them by OpenSSL's rules.
+    let node = Node::setup().variable("SSL_CERT_FILE", &certificate.certificate).start();
+    assert_eq!(pull(&node, &name, None).expect("the system trusts it"), image.id);
+    daemon.kill9();
+}
+
+/// A proxy: what it was asked to connect to.
+fn proxy() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let book = Arc::clone(&asked);
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let book = Arc::clone(&book);
+            thread::spawn(move || drop(tunnel(&client, &book)));
+        }
+    });
+    (address, asked)
+}
+
+fn tunnel(mut client: &TcpStream, book: &Mutex<Vec<String>>) -> io::Result<()> {
+    let head = request(client)?;
+    let place = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
+    let place = place.ok_or(io::ErrorKind::InvalidData)?.to_owned();
+    let server = TcpStream::connect(&place)?;
+    book.lock().expect("no test panics in here").push(place);
+    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+    let (mut asks, mut asked) = (client.try_clone()?, server.try_clone()?);
+    thread::spawn(move || drop(io::copy(&mut asks, &mut asked)));
+    io::copy(&mut &server, &mut client).map(drop)
+}
+
+#[test]
+fn registries_behind_a_proxy_are_reached_through_it_but_those_that_need_none() {
+    let registry = Registry::start();
+    let image = push_busybox(&registry, "app:1");
+    let folder = folder();
+    let certificate = Certificate::make(folder.path(), "registry");
+    let (mut daemon, address) = over_tls(&registry, &certificate, &folder);
+    let (proxy, asked) = proxy();
+    let setup = || {
+        Node::setup()
+            .variable("SSL_CERT_FILE", &certificate.certificate)
+            .variable("HTTPS_PROXY", format!("http://{proxy}"))
+    };
+    for (node, through) in
+        [(setup().start(), true), (setup().variable("NO_PROXY", "127.0.0.1").start(), false)]
+    {
+        let pulled = pull(&node, &format!("{address}/app:1"), None).expect("it is reached");
+        assert_eq!(pulled, image.id);
+        let asked = std::mem::take(&mut *asked.lock().expect("no test panics in here"));
+        assert_eq!(!asked.is_empty(), through, "{asked:?}");
+        assert!(asked.iter().all(|place| *place == address), "{asked:?}");
+    }
+    daemon.kill9();
+}
+
 /// Passes on what is said to a registry, and of its answers on one connection no more than some bytes.
 struct Gate {
     address: String,
