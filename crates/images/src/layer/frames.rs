@@ -6,11 +6,11 @@ use std::io::{self, BufRead, Read};
 use zstd::stream::raw::{DParameter, Decoder, Operation};
 
 use super::reader::BlobReader;
-use super::window::{LARGEST_LOG, LONGEST_HEADER, Share, Window, Windows};
+use super::window::{LARGEST_LOG, LONGEST_HEADER, Share, StreamWindows, Window};
 
 pub(super) struct Frames {
     blob: BlobReader,
-    windows: Windows,
+    windows: StreamWindows,
     /// None before the first frame.
     decoder: Option<Roomy>,
     is_within_frame: bool,
@@ -32,9 +32,8 @@ impl Roomy {
 
 impl Frames {
     /// Looks at the first frame, and waits until `windows` has room for it.
-    pub(super) fn new(blob: BlobReader, windows: &Windows) -> io::Result<Self> {
-        let (windows, is_within_frame) = (windows.clone(), false);
-        let mut frames = Self { blob, windows, decoder: None, is_within_frame };
+    pub(super) fn new(blob: BlobReader, windows: StreamWindows) -> io::Result<Self> {
+        let mut frames = Self { blob, windows, decoder: None, is_within_frame: false };
         frames.begin()?;
         Ok(frames)
     }
@@ -51,11 +50,11 @@ impl Frames {
             return Ok(None);
         }
         let window = Window::of_frame(head)?;
-        let roomy = match self.decoder.take().filter(|roomy| roomy.share.has_room_for(window)) {
+        let roomy = match self.decoder.take().filter(|roomy| roomy.share.fits(window)) {
             Some(roomy) => roomy,
             // The former one's share is free again: streams that wait for more while they hold some
             // would wait for each other.
-            None => Roomy::new(self.windows.take(window))?,
+            None => Roomy::new(self.windows.take(window)?)?,
         };
         Ok(Some(&mut self.decoder.insert(roomy).decoder))
     }
@@ -93,7 +92,9 @@ mod tests {
     use bytes::Bytes;
     use tokio::sync::mpsc;
 
-    use super::super::window::{LargeWindow, WindowTooLarge};
+    use std::sync::Arc;
+
+    use super::super::window::{LargeWindow, WindowTooLarge, Windows};
     use super::*;
 
     fn frame(content: &[u8], log: u32) -> Vec<u8> {
@@ -114,8 +115,9 @@ mod tests {
         let pieces: Vec<_> = blob.chunks(length).map(Bytes::copy_from_slice).collect();
         let (sender, receiver) = mpsc::channel(pieces.len().max(1));
         pieces.into_iter().for_each(|piece| sender.try_send(piece).unwrap());
-        let windows = Windows::new(LargeWindow::default());
-        let mut frames = Frames::new(BlobReader::new(receiver, blob.len() as u64), &windows)?;
+        let wanted = Arc::new(());
+        let windows = Windows::new(LargeWindow::default()).of_stream(&wanted);
+        let mut frames = Frames::new(BlobReader::new(receiver, blob.len() as u64), windows)?;
         let mut content = Vec::new();
         frames.read_to_end(&mut content)?;
         Ok(content)

@@ -30,8 +30,8 @@ use crate::registry::Session;
 use crate::unpack::{self, Limits, TooLarge, UnpackError, Unpacked};
 use download::{Sink, download};
 use reader::{ArchiveReader, BlobReader, Decoder};
-use window::WindowTooLarge;
 pub(crate) use window::{LargeWindow, Windows};
+use window::{StreamWindows, WindowTooLarge};
 
 /// Pieces between connection and decompressor. The HTTP client reads at most 400 KiB at a time: with the
 /// pieces at either end and the buffers of decompressor and unpacker, a layer holds at most 2.6 MiB, so
@@ -67,10 +67,16 @@ pub(crate) async fn fetch<T: Send + 'static>(
     let blob = BlobReader::new(pieces, layer.blob.size);
     let image = session.image().to_owned();
     let expected = layer.clone();
+    let wanted = Arc::new(());
+    let windows = bounds.windows.of_stream(&wanted);
+    let limits = bounds.limits;
     let unpacking = tokio::task::spawn_blocking(move || {
-        done(unpack_verified(blob, &expected, &directory, &bounds, &image))
+        done(unpack_verified(blob, &expected, &directory, windows, limits, &image))
     });
     let downloaded = download(session, &layer.blob, sink, session.has_layers_begun()).await;
+    if downloaded.is_err() {
+        drop(wanted);
+    }
     let unpacked = unpacking.await.map_err(|panic| {
         let source = Arc::new(io::Error::other(panic));
         Error::Io { action: "unpack a layer".to_owned(), source }
@@ -110,7 +116,8 @@ fn unpack_verified(
     blob: BlobReader,
     layer: &LayerBlob,
     directory: &Path,
-    bounds: &Bounds,
+    windows: StreamWindows,
+    limits: Limits,
     image: &str,
 ) -> Result<Unpacked, Error> {
     let damaged = |source: io::Error| match TooLarge::within(&source) {
@@ -123,11 +130,11 @@ fn unpack_verified(
         },
     };
     if let Content::File(name) = &layer.content {
-        return write_verified(blob, layer, name, directory, bounds, image);
+        return write_verified(blob, layer, name, directory, limits, image);
     }
-    let decoder = Decoder::new(blob, &bounds.windows).map_err(damaged)?;
-    let mut archive = ArchiveReader::new(decoder, bounds.limits);
-    let unpacked = match unpack::unpack(&mut archive, directory, bounds.limits) {
+    let decoder = Decoder::new(blob, windows).map_err(damaged)?;
+    let mut archive = ArchiveReader::new(decoder, limits);
+    let unpacked = match unpack::unpack(&mut archive, directory, limits) {
         Ok(unpacked) => unpacked,
         Err(error) => return Err(failed(error, archive, layer, image)),
     };
@@ -145,14 +152,14 @@ fn write_verified(
     layer: &LayerBlob,
     name: &Path,
     directory: &Path,
-    bounds: &Bounds,
+    limits: Limits,
     image: &str,
 ) -> Result<Unpacked, Error> {
     let failed = |source| match TooLarge::within(&source) {
         Some(error) => too_large(image, layer, error.clone()),
         None => Error::writing(image, format!("write the file {name:?} of image {image}"), source),
     };
-    let written = unpack::write_file(&mut blob, name, directory, bounds.limits).map_err(failed)?;
+    let written = unpack::write_file(&mut blob, name, directory, limits).map_err(failed)?;
     verify(image, "a file's blob", layer.blob.digest, blob.finish().map_err(failed)?)?;
     Ok(written)
 }

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::frames::Frames;
-use super::window::Windows;
+use super::window::StreamWindows;
 use crate::digest::Digest;
 use crate::unpack::Limits;
 
@@ -97,7 +97,7 @@ pub(crate) enum Decoder {
 
 impl Decoder {
     /// A stream with a window waits until `windows` has room for it.
-    pub(crate) fn new(mut blob: BlobReader, windows: &Windows) -> io::Result<Self> {
+    pub(super) fn new(mut blob: BlobReader, windows: StreamWindows) -> io::Result<Self> {
         let first = blob.peek(ZSTD.len())?;
         Ok(if first.starts_with(GZIP) {
             Self::Gzip(Box::new(MultiGzDecoder::new(blob)))

@@ -1,10 +1,13 @@
 //! How far back zstd frames reach, which is how much memory it takes to read them, and who has it.
 
 use std::io;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 const MEBIBYTE: u64 = 1 << 20;
 /// What every decoder should allow (RFC 8878, 3.1.1.1.2), and what most tools that make images stay
@@ -16,6 +19,9 @@ const LARGEST: u64 = 1 << LARGEST_LOG;
 /// Memory for the windows of one pull's streams together: two of the largest that are shared, which is
 /// what many tools write. A stream waits for its share.
 const SHARED_MEBIBYTES: usize = 16;
+
+/// How often who waits for memory looks whether anybody still wants it.
+const LOOK: Duration = Duration::from_millis(200);
 
 const FRAME: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// A frame's longest header: magic number, descriptor, window, dictionary, size of the content.
@@ -109,21 +115,48 @@ impl Windows {
         Self { shared: Arc::new(Semaphore::new(SHARED_MEBIBYTES)), large }
     }
 
-    /// Waits until there is room for `window`. Blocking; whoever waits should hold nothing.
-    pub(super) fn take(&self, window: Window) -> Share {
+    /// For one stream, which is read for as long as somebody has `wanted`.
+    pub(super) fn of_stream(self, wanted: &Arc<()>) -> StreamWindows {
+        StreamWindows { windows: self, wanted: Arc::downgrade(wanted) }
+    }
+}
+
+/// The same, for one stream.
+pub(super) struct StreamWindows {
+    windows: Windows,
+    wanted: Weak<()>,
+}
+
+impl StreamWindows {
+    /// Waits until there is room for `window`; an error if nobody wants the stream any more. Blocking;
+    /// whoever waits should hold nothing.
+    pub(super) fn take(&self, window: Window) -> io::Result<Share> {
+        let Windows { shared, large } = &self.windows;
         let (budget, wanted, bytes) = match window.bytes > LARGEST_SHARED {
-            true => (&self.large.0, 1, LARGEST),
-            false => (&self.shared, window.mebibytes(), u64::from(window.mebibytes()) * MEBIBYTE),
+            true => (&large.0, 1, LARGEST),
+            false => (shared, window.mebibytes(), u64::from(window.mebibytes()) * MEBIBYTE),
         };
         let permit = Arc::clone(budget).acquire_many_owned(wanted);
-        let permit = Handle::current().block_on(permit).expect("never closed");
-        Share { bytes, _permit: permit }
+        let permit = Handle::current().block_on(async {
+            let mut permit = pin!(permit);
+            loop {
+                match timeout(LOOK, permit.as_mut()).await {
+                    Ok(permit) => return Some(permit.expect("never closed")),
+                    Err(_) if self.wanted.strong_count() == 0 => return None,
+                    Err(_) => {}
+                }
+            }
+        });
+        let permit = permit.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Share { bytes, _permit: permit })
     }
 }
 
 impl Share {
-    pub(super) fn has_room_for(&self, window: Window) -> bool {
-        window.bytes <= self.bytes
+    /// And is not the large one for what needs no more than the others.
+    pub(super) fn fits(&self, window: Window) -> bool {
+        let is_spare = self.bytes == LARGEST && (1..=LARGEST_SHARED).contains(&window.bytes);
+        window.bytes <= self.bytes && !is_spare
     }
 }
 
@@ -174,22 +207,33 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn large_windows_are_taken_one_at_a_time_and_besides_those_that_are_shared() {
-        let large = LargeWindow::default();
-        let [one, other] = [Windows::new(large.clone()), Windows::new(large)];
+        let (large, wanted) = (LargeWindow::default(), Arc::new(()));
+        let [one, other] = [large.clone(), large].map(Windows::new);
+        let (shared, large) = (Arc::clone(&one.shared), one.large.clone());
+        let others_shared = Arc::clone(&other.shared);
+        let [one, other] = [one, other].map(|windows| windows.of_stream(&wanted));
         let mebibytes = |count| Window { bytes: count * MEBIBYTE };
         tokio::task::spawn_blocking(move || {
-            let shared = [8, 7, 1].map(|count| one.take(mebibytes(count)));
-            assert_eq!(one.shared.available_permits(), 0);
-            let first = one.take(mebibytes(9));
-            assert_eq!(other.large.0.available_permits(), 0);
-            for (share, count, has_room) in
-                [(&shared[1], 7, true), (&shared[1], 8, false), (&first, 32, true)]
-            {
-                assert_eq!(share.has_room_for(mebibytes(count)), has_room, "{count}");
+            let small = [8, 7, 1].map(|count| one.take(mebibytes(count)).unwrap());
+            assert_eq!(shared.available_permits(), 0);
+            let first = one.take(mebibytes(9)).unwrap();
+            assert_eq!(large.0.available_permits(), 0);
+            for (share, count, fits) in [
+                (&small[1], 7, true),
+                (&small[1], 8, false),
+                (&first, 32, true),
+                (&first, 8, false),
+                (&first, 0, true),
+            ] {
+                assert_eq!(share.fits(mebibytes(count)), fits, "{count}");
             }
+            // Who waits for the large one is not kept by whoever has it.
+            drop(wanted);
+            let error = other.take(mebibytes(32)).map(drop).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
             drop(first);
-            drop(other.take(mebibytes(32)));
-            assert_eq!(other.shared.available_permits(), SHARED_MEBIBYTES);
+            drop(other.take(mebibytes(32)).unwrap());
+            assert_eq!(others_shared.available_permits(), SHARED_MEBIBYTES);
         })
         .await
         .unwrap();
