@@ -120,8 +120,10 @@ impl Connections {
             Ok(_) => Spoken { scheme: "https", is_certain: true },
             Err(error) => {
                 debug!(host, error = %error.without_url(), "no TLS, trying without");
-                let answer = http.get(plain).send().await;
-                Spoken::by_plain_answer(answer.ok().map(|answer| answer.status()))
+                let answer = http.get(plain).send().await.ok();
+                let sends_to_tls = answer.as_ref().and_then(location);
+                let sends_to_tls = sends_to_tls.is_some_and(|place| place.scheme() == "https");
+                Spoken::by_plain_answer(answer.map(|answer| answer.status()), sends_to_tls)
             }
         };
         if spoken.is_certain {
@@ -237,17 +239,15 @@ struct Spoken {
 
 impl Spoken {
     /// After TLS has failed: by what `/v2/` answers to plain HTTP, if it does.
-    fn by_plain_answer(status: Option<StatusCode>) -> Self {
+    fn by_plain_answer(status: Option<StatusCode>, sends_to_tls: bool) -> Self {
         let (scheme, is_certain) = match status {
             // A registry's own answers.
             Some(StatusCode::OK | StatusCode::UNAUTHORIZED) => ("http", true),
+            // What servers of TLS say to those who have none: it fails only for now.
+            Some(StatusCode::BAD_REQUEST | StatusCode::UPGRADE_REQUIRED) => ("https", false),
+            Some(_) if sends_to_tls => ("https", false),
             // It does speak HTTP, and may be a registry that is out of order.
-            Some(status) if status.is_server_error() => ("http", false),
-            Some(StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS) => {
-                ("http", false)
-            }
-            // Servers of TLS complain with 400, others send there: TLS fails only for now.
-            Some(_) => ("https", false),
+            Some(_) => ("http", false),
             // Nobody is there, or not yet. Most insecure registries have no TLS.
             None => ("http", false),
         };
@@ -290,20 +290,23 @@ mod tests {
 
     #[test]
     fn plain_http_is_what_answers_as_a_registry() {
-        for (status, scheme, is_certain) in [
-            (Some(200), "http", true),
-            (Some(401), "http", true),
-            (Some(403), "http", false),
-            (Some(404), "http", false),
-            (Some(429), "http", false),
-            (Some(502), "http", false),
-            (Some(400), "https", false),
-            (Some(301), "https", false),
-            (Some(426), "https", false),
-            (None, "http", false),
+        for (status, sends_to_tls, scheme, is_certain) in [
+            (Some(200), false, "http", true),
+            (Some(401), false, "http", true),
+            (Some(204), false, "http", false),
+            (Some(403), false, "http", false),
+            (Some(404), false, "http", false),
+            (Some(429), false, "http", false),
+            (Some(502), false, "http", false),
+            (Some(400), false, "https", false),
+            (Some(301), false, "http", false),
+            (Some(301), true, "https", false),
+            (Some(426), false, "https", false),
+            (None, false, "http", false),
         ] {
             let code = status.map(|status| StatusCode::from_u16(status).unwrap());
-            assert_eq!(Spoken::by_plain_answer(code), Spoken { scheme, is_certain }, "{status:?}");
+            let spoken = Spoken::by_plain_answer(code, sends_to_tls);
+            assert_eq!(spoken, Spoken { scheme, is_certain }, "{status:?} {sends_to_tls}");
         }
     }
 
