@@ -10,6 +10,7 @@ use tracing::info;
 
 use super::directories::{self, Stacked};
 use super::image::Image;
+use super::lease::KEPT_FOR_RETRY;
 use super::record::{ImageRecord, LayerRecord, erase, read_record};
 use super::stamp::{LayerStamp, Stamp};
 use super::{HeldImage, HeldLayer, Home, OwnRecord, Pins, Shared};
@@ -51,7 +52,7 @@ impl Shared {
     }
 
     /// Takes in the layer that was made in `directory`. If it is here already, that one stays; if
-    /// nobody needs it any more, it goes.
+    /// nobody needs it any more, and the disk was full, it goes.
     pub(crate) fn commit_layer(
         &self,
         layer: Digest,
@@ -70,7 +71,8 @@ impl Shared {
         fs_err::rename(directory, self.places.layer(layer))?;
         let mut state = self.state();
         // Its pull may have ended meanwhile, for want of space, and what it left been collected.
-        let is_needed = state.references.contains_key(&layer);
+        let was_full = state.full_at.is_some_and(|at| at.elapsed() < KEPT_FOR_RETRY);
+        let is_needed = state.references.contains_key(&layer) || !was_full;
         let held = HeldLayer {
             home: Home::Own,
             usage: unpacked.measured.usage,

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::store::record::erase;
 
 /// How long a layer of an interrupted pull waits for the next try.
-const KEPT_FOR_RETRY: Duration = Duration::from_secs(15 * 60);
+pub(super) const KEPT_FOR_RETRY: Duration = Duration::from_secs(15 * 60);
 
 /// Keeps an image's layers on disk until dropped, whatever becomes of the image.
 #[derive(Debug)]
@@ -87,7 +87,10 @@ impl Shared {
     /// is needed more.
     pub(crate) fn fail_pull(&self, error: &Error) {
         if matches!(error, Error::NoSpace { .. }) {
-            self.state().layers.values_mut().for_each(|layer| layer.waits_since = None);
+            let mut state = self.state();
+            state.full_at = Some(Instant::now());
+            state.layers.values_mut().for_each(|layer| layer.waits_since = None);
+            drop(state);
             self.collect();
         }
     }

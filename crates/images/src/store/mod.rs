@@ -135,6 +135,8 @@ struct State {
     references: HashMap<Digest, usize>,
     /// Nothing is collected before whoever holds leases has renewed them.
     collecting: bool,
+    /// When a pull last found the disk full.
+    full_at: Option<Instant>,
     /// What damaged layers take that somebody mounts: they are there until the next boot.
     set_aside: Usage,
 }
