@@ -227,6 +227,9 @@ fn open_images(config: &Config, root: &Path, boot_id: &str) -> anyhow::Result<St
     fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o711))?;
     let additional = config.images.additional_stores.iter();
     let sources = ImageSources::read(config, &Trust::default())?;
+    if let Some(file) = config.images.auth_file.as_ref().filter(|file| !file.exists()) {
+        warn!(file = %file.display(), "there is no auth-file yet: pulls without credentials are anonymous");
+    }
     if !sources.trust.has_policy() {
         let policy = config.images.policy_file.display();
         info!(%policy, "there is no policy: every image is taken, signed or not");
