@@ -60,3 +60,4 @@ fuzz: ## fuzz what parses foreign bytes, longer than `make test` does (ARGS="TAR
 
 clean: ## remove what was built here (the test tools stay in their cache)
 	cargo clean
+	rm -rf fuzz/target
