@@ -400,7 +400,8 @@ fn sessions_that_are_cut_while_they_stall_are_freed_with_all_they_held() {
     strange_servers(&scene, &pod);
     shell(&scene, &container, "true").finish();
     let before = descriptors(&scene);
-    // How much the allocator keeps for later depends on which sessions met; what leaks grows each time.
+    // How much the allocator keeps for later depends on which sessions met, and goes up to some bound. What
+    // leaks grows each time, by the mebibytes that wait for a client.
     let (mut most, mut without_growth) = (0, 0);
     for _ in 0..12 {
         let clients = stalled(&scene, &pod, &container);
@@ -414,7 +415,7 @@ fn sessions_that_are_cut_while_they_stall_are_freed_with_all_they_held() {
         drop(clients);
         await_freed(&scene, &before);
         let used = memory(&scene);
-        without_growth += usize::from(used <= most);
+        without_growth += usize::from(used < most + 512);
         most = most.max(used);
         if without_growth == 3 {
             break;
