@@ -64,7 +64,7 @@ const CASES: [Case; 17] = [
         ..PLAIN
     },
     Case {
-        spoil: "echo '{\"name\": \"n\", \"type\": \"no-such-plugin\"}' > \"$FOLDER/net.json\"
+        spoil: "echo '{\"name\": \"n\", \"cniVersion\": \"1.0.0\", \"type\": \"no-such-plugin\"}' > \"$FOLDER/net.json\"
             mount -t tmpfs none \"$CNI\"; cp \"$FOLDER/net.json\" \"$CNI/01.json\"",
         subject: "CNI plugins",
         ..PLAIN
