@@ -14,7 +14,7 @@ use crate::sandbox::Sandbox;
 use crate::systemd;
 
 /// A dead container's monitor has output to write, on a disk that may be busy at such a time.
-const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+const SETTLE_WITHIN: Duration = Duration::from_secs(13);
 
 const SYNC_WITHIN: Duration = Duration::from_secs(5);
 

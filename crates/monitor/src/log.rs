@@ -174,6 +174,11 @@ impl Log {
         !control.loop_waits && control.opened.is_none() && control.answered == control.asked
     }
 
+    /// How far whole records reach in the file.
+    pub(crate) fn offset(&self) -> u64 {
+        self.ring.lock().slot.offset
+    }
+
     /// Waits for the writer no longer: what is not in the file by now counts as lost, and so does
     /// what is still read. A file that is being opened will not be.
     pub(crate) fn give_up(&mut self) {

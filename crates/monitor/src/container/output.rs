@@ -30,7 +30,8 @@ pub(super) struct Drain {
     after_the_end: [usize; 2],
     next_telling: Option<Instant>,
     /// Since when the container's end waits for the log, and for nothing else.
-    held_up: Option<Instant>,
+    /// And how far that was written then.
+    held_up: Option<(Instant, u64)>,
 }
 
 impl Drain {
@@ -39,7 +40,7 @@ impl Drain {
     }
 
     pub(super) fn log_deadline(&self) -> Option<Instant> {
-        self.held_up.map(|since| since + LOG_PATIENCE)
+        self.held_up.map(|(since, _)| since + LOG_PATIENCE)
     }
 }
 
@@ -227,8 +228,14 @@ impl Monitor {
             self.output.held_up = None;
             return;
         }
-        let since = *self.output.held_up.get_or_insert(now);
+        let written = self.log.as_ref().map_or(0, Log::offset);
+        let since = match self.output.held_up {
+            Some((since, before)) if before == written => since,
+            // One that is only slow gets as long as it takes.
+            Some(_) | None => now,
+        };
         if now.duration_since(since) < LOG_PATIENCE {
+            self.output.held_up = Some((since, written));
             return;
         }
         self.output.held_up = None;
