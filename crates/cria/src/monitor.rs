@@ -74,7 +74,7 @@ impl MonitorError {
             if matches!(source.kind(), ConnectionRefused | NotFound))
     }
 
-    /// There was a monitor, and it died while it was talked to.
+    /// The connection ended, mostly because the monitor did.
     pub(crate) fn has_gone(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionReset};
         let is_cut = |error: &io::Error| matches!(error.kind(), BrokenPipe | ConnectionReset);

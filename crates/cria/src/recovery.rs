@@ -87,7 +87,7 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
     let stray = found.containers.stray.into_iter().map(|id| (id, vec![]));
     let discard = half_made.chain(stray).collect();
 
-    // Every lease has been renewed: what nothing uses may go.
+    // Every lease that a readable record speaks of has been renewed: what nothing uses may go.
     let images = daemon.node.images.clone();
     drop(spawn_blocking(move || images.collect()));
     continue_all(daemon);

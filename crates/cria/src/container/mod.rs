@@ -131,7 +131,8 @@ pub(crate) struct Container {
     pub(crate) record: Checkpoint<Record>,
     /// One operation that changes the container at a time; stopping is none (see `stop`).
     lifecycle: tokio::sync::Mutex<()>,
-    /// To the monitor; none once it has been released, or if there never was one.
+    /// To the monitor; none once it has been released, while it is looked for again, or if there never was
+    /// one.
     monitor: watch::Sender<Option<Arc<Monitor>>>,
     held: Mutex<Held>,
     stopping: stop::Stopping,

@@ -19,7 +19,7 @@ use crate::node::Node;
 
 /// A monitor waits for nobody, so that it answers late on a busy node, but it does. One that is silent
 /// for so long hangs: it is killed, and with it goes what only it knows.
-const SILENCE: Duration = Duration::from_secs(60);
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
 
 /// Between attempts to connect to a monitor that lives.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);

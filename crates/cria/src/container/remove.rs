@@ -12,7 +12,7 @@ use super::Container;
 use crate::cgroup::CgroupPath;
 use crate::error::Error;
 use crate::id::ContainerId;
-use crate::monitor::{Monitor, MonitorError, News};
+use crate::monitor::{self, Monitor, MonitorError, News};
 use crate::mounts;
 use crate::node::Node;
 use crate::tree;
@@ -33,6 +33,8 @@ impl Container {
         self.note_removing().await;
         self.stop(Duration::ZERO).await?;
         self.release().await;
+        // Mostly there is none any more; one that we had lost touch with would stay for ever.
+        dismiss(node, &self.id).await?;
         clean(node, &self.id, Some(cgroup)).await?;
         self.held().leases.clear();
         Ok(())
@@ -56,7 +58,8 @@ pub(crate) async fn discard(
     clean(node, id, cgroup).await
 }
 
-/// Has the monitor, if there is one, end the container and quit. Returns when it has gone.
+/// Has the monitor, if there is one, end the container and quit; one that hangs is killed. Returns when
+/// it has gone.
 pub(super) async fn dismiss(node: &Node, id: &ContainerId) -> Result<(), Error> {
     let run_dir = node.paths.container_run(id);
     let failed = |error| Error::internal(format!("end the monitor of container {id}"), error);
@@ -66,7 +69,13 @@ pub(super) async fn dismiss(node: &Node, id: &ContainerId) -> Result<(), Error> 
         Err(error) => return Err(failed(error)),
     };
     match monitor.tell(Request::Release, RELEASE_DEADLINE).await {
-        Ok(()) | Err(MonitorError::Gone) => {}
+        Ok(()) => {}
+        Err(error) if error.has_gone() => {}
+        Err(MonitorError::Silent { .. }) => {
+            tracing::warn!(container = %id, "killing a monitor that does not answer");
+            let killed = monitor::kill(&run_dir).await;
+            killed.map_err(|error| failed(MonitorError::Io(error)))?;
+        }
         Err(error) => return Err(failed(error)),
     }
     while let Some(News::Event(_)) = news.recv().await {}
@@ -81,7 +90,7 @@ pub(crate) async fn is_alive(node: &Node, id: &ContainerId) -> bool {
     };
     match monitor.ask_state(Request::State, STATE_DEADLINE).await {
         Ok(state) => state.phase != Phase::Exited,
-        Err(error) => matches!(error, MonitorError::Silent { .. }),
+        Err(error) => !error.has_gone(),
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::Container;
+use super::reconnect::SILENCE;
 use super::remove::RELEASE_DEADLINE;
 use super::state::{Exited, State};
 use crate::clock;
@@ -22,7 +23,7 @@ use crate::node::Node;
 use crate::process;
 use crate::sys;
 
-/// Within this a monitor that lives answers.
+/// Within this a monitor that lives answers, unless the node is very busy.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A program that dies by itself each time is not tried for ever.
@@ -83,7 +84,7 @@ impl Container {
     /// (Who asks this daemon for one has its answer.)
     async fn note_settled(self: &Arc<Self>) {
         let Some(monitor) = self.monitor() else { return };
-        match monitor.ask_state(Request::State, DEADLINE).await {
+        match monitor.ask_state(Request::State, SILENCE).await {
             Ok(state) => self.note_phase(&state).await,
             Err(error) => {
                 let error = chain(&error);
@@ -93,7 +94,7 @@ impl Container {
     }
 
     /// Notes the end, then lets the monitor go. If the disk refuses the note, the monitor's own
-    /// exit record still holds it, and the monitor stays until the container is removed.
+    /// exit record still holds it, and the monitor stays for as long as it is connected.
     pub(super) async fn take_in(self: &Arc<Self>, exit: &Exit) {
         let noted = self.note_exited(Exited::from_record(exit, self.created_at_ns)).await;
         self.held().descriptors = Descriptors::default();
@@ -195,7 +196,7 @@ impl Container {
     }
 
     /// Gives the container a new monitor. What has ended the former one may end this one before it has
-    /// answered: then another is tried.
+    /// answered: then another is tried. One that lives and is only slow, or was not understood, stays.
     pub(super) async fn adopt(
         self: &Arc<Self>,
         node: &Arc<Node>,
@@ -203,10 +204,18 @@ impl Container {
     ) -> Result<(), MonitorError> {
         let mut tries = 1;
         loop {
-            match self.adopt_once(node, duplicate(descriptors)?).await {
-                Err(error) if error.has_gone() && tries < MOST_ADOPTIONS => tries += 1,
-                adopted => return adopted,
+            let error = match self.adopt_once(node, duplicate(descriptors)?).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let was_heard = !error.has_gone() && !matches!(error, MonitorError::Silent { .. });
+            if was_heard || tries == MOST_ADOPTIONS {
+                return Err(error);
             }
+            if self.find_monitor(node).await {
+                return Ok(());
+            }
+            tries += 1;
         }
     }
 
