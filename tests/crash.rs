@@ -80,16 +80,13 @@ fn an_exit_while_the_daemon_is_away_is_reported_with_its_code_and_time() {
 #[test]
 fn a_container_and_its_log_do_not_notice_that_the_daemon_is_killed_again_and_again() {
     let mut scene = Scene::new();
-    let pod = scene.host("again");
-    let container = pod.run(scene.script("counter", COUNTER));
-    container.await_log("line 10", SOON);
+    let container = counting(&scene, "again");
     for _ in 0..5 {
         scene.kill9();
         scene.resume();
         assert_eq!(container.status().state(), ContainerState::ContainerRunning);
     }
-    container.stop(SOON).expect("it stops");
-    assert_eq!(container.status().exit_code, 5);
+    assert_stops_truly(&container);
     assert!(assert_counts(&container) > 10);
     scene.assert_nothing_left();
 }
@@ -97,16 +94,13 @@ fn a_container_and_its_log_do_not_notice_that_the_daemon_is_killed_again_and_aga
 #[test]
 fn a_killed_monitor_costs_neither_the_container_nor_a_torn_line_nor_its_exit_code() {
     let mut scene = Scene::new();
-    let pod = scene.host("monitor");
-    let container = pod.run(scene.script("counter", COUNTER));
-    container.await_log("line 10", SOON);
+    let container = counting(&scene, "monitor");
     kill_monitors(&scene);
     let seen = container.log().lines().count();
     until("the log goes on", SOON, || (container.log().lines().count() > seen + 20).then_some(()));
     assert_eq!(container.status().state(), ContainerState::ContainerRunning);
     assert_eq!(container.exec(&["true"]).expect("exec runs").exit_code, 0);
-    container.stop(SOON).expect("it stops");
-    assert_eq!(container.status().exit_code, 5);
+    assert_stops_truly(&container);
     assert_whole_lines(&container);
     scene.assert_nothing_left();
 }
@@ -114,9 +108,7 @@ fn a_killed_monitor_costs_neither_the_container_nor_a_torn_line_nor_its_exit_cod
 #[test]
 fn a_container_whose_monitors_die_again_and_again_keeps_its_true_code() {
     let mut scene = Scene::new();
-    let pod = scene.host("monitors");
-    let container = pod.run(scene.script("counter", COUNTER));
-    container.await_log("line 10", SOON);
+    let container = counting(&scene, "monitors");
     for _ in 0..6 {
         kill_monitors(&scene);
         until("another monitor is there", SOON, || {
@@ -124,8 +116,7 @@ fn a_container_whose_monitors_die_again_and_again_keeps_its_true_code() {
         });
         assert_eq!(container.exec(&["true"]).expect("exec waits for it").exit_code, 0);
     }
-    container.stop(SOON).expect("it stops");
-    assert_eq!(container.status().exit_code, 5);
+    assert_stops_truly(&container);
     assert_whole_lines(&container);
     scene.assert_nothing_left();
 }
@@ -144,17 +135,14 @@ fn monitors_that_die_before_they_have_taken_over_cost_no_code_either() {
     // The daemon tries its monitor at its start, in a container that has no shell.
     fs_err::copy(binary("cria-monitor"), &monitor).expect("own folder");
     let mut scene = Scene::with(|setup| setup.monitor(&monitor));
-    let pod = scene.host("heirs");
-    let container = pod.run(scene.script("counter", COUNTER));
-    container.await_log("line 10", SOON);
+    let container = counting(&scene, "heirs");
     fs_err::write(&deaths, "once\nagain\n").expect("own folder");
     scripts::write(&folder.path().join("aside"), &script);
     fs_err::rename(folder.path().join("aside"), &monitor).expect("own folder");
     kill_monitors(&scene);
     assert_eq!(container.exec(&["true"]).expect("exec waits for the third").exit_code, 0);
     assert_eq!(fs_err::read_to_string(&deaths).expect("own folder"), "");
-    container.stop(SOON).expect("it stops");
-    assert_eq!(container.status().exit_code, 5);
+    assert_stops_truly(&container);
     assert_whole_lines(&container);
     scene.assert_nothing_left();
 }
@@ -162,17 +150,14 @@ fn monitors_that_die_before_they_have_taken_over_cost_no_code_either() {
 #[test]
 fn a_connection_that_is_cut_is_made_again_to_the_same_monitor() {
     let mut scene = Scene::new();
-    let pod = scene.host("cut");
-    let container = pod.run(scene.script("counter", COUNTER));
-    container.await_log("line 10", SOON);
+    let container = counting(&scene, "cut");
     let before = monitors(scene.place());
     for _ in 0..3 {
         assert!(cut_connections(scene.pid()) > 0, "the daemon is connected to the monitor");
         until("exec runs again", SOON, || container.exec(&["true"]).ok());
         assert_eq!(monitors(scene.place()), before);
     }
-    container.stop(SOON).expect("it stops");
-    assert_eq!(container.status().exit_code, 5);
+    assert_stops_truly(&container);
     assert!(assert_counts(&container) > 10);
     scene.assert_nothing_left();
 }
@@ -199,9 +184,7 @@ fn a_start_whose_connection_is_cut_leaves_neither_process_nor_monitor() {
 #[test]
 fn a_monitor_that_is_stopped_while_the_daemon_comes_back_stays_the_only_one() {
     let mut scene = Scene::new();
-    let pod = scene.host("stopped");
-    let container = pod.run(scene.script("counter", COUNTER));
-    container.await_log("line 10", SOON);
+    let container = counting(&scene, "stopped");
     let before = monitors(scene.place());
     scene.kill9();
     signal_all(&before, Signal::SIGSTOP);
@@ -211,8 +194,7 @@ fn a_monitor_that_is_stopped_while_the_daemon_comes_back_stays_the_only_one() {
     signal_all(&before, Signal::SIGCONT);
     until("exec runs", SOON, || container.exec(&["true"]).ok());
     assert_eq!(monitors(scene.place()), before);
-    container.stop(SOON).expect("it stops");
-    assert_eq!(container.status().exit_code, 5);
+    assert_stops_truly(&container);
     assert!(assert_counts(&container) > 10);
     scene.assert_nothing_left();
 }
@@ -439,6 +421,21 @@ fn has_pod_init(node: &mut Node) -> bool {
 }
 
 /// Kills every monitor of the node, and waits until they are gone.
+/// A container of [`COUNTER`] in a pod of its own, at work.
+#[track_caller]
+fn counting(scene: &Scene, name: &str) -> Container {
+    let container = scene.host(name).run(scene.script("counter", COUNTER));
+    container.await_log("line 10", SOON);
+    container
+}
+
+/// One of [`COUNTER`].
+#[track_caller]
+fn assert_stops_truly(container: &Container) {
+    container.stop(SOON).expect("it stops");
+    assert_eq!(container.status().exit_code, 5);
+}
+
 fn kill_monitors(scene: &Scene) {
     let monitors = monitors(scene.place());
     assert!(!monitors.is_empty(), "every container has a monitor");
