@@ -13,7 +13,7 @@ use harness::blocking::runtime;
 use harness::certificate::Certificate;
 use harness::cri::image_spec;
 use harness::daemon::Daemon;
-use harness::registry::ALICE;
+use harness::registry::{ALICE, Pushed};
 use harness::scene::{SOON, push_busybox, refused};
 use harness::wait::until;
 use harness::{Compression, Image, Layer, Node, Registry};
@@ -137,44 +137,59 @@ fn names_without_a_registry_are_refused_where_the_configuration_says_so() {
     pull(&node, "docker.io/library/short:1", None).expect("it names one");
 }
 
-/// Serves what another registry holds, over TLS.
-fn over_tls(registry: &Registry, certificate: &Certificate, folder: &TempDir) -> (Daemon, String) {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let address = free.expect("there is a free port").to_string();
-    let file = folder.path().join("config.yml");
-    let config = serde_json::json!({
-        "version": "0.1",
-        "storage": {"filesystem": {"rootdirectory": registry.storage()}},
-        "http": {"addr": address, "tls": {
-            "certificate": certificate.certificate, "key": certificate.key,
-        }},
-    });
-    // JSON is YAML.
-    fs_err::write(&file, config.to_string()).expect("own folder");
-    let mut daemon = Daemon::new("docker-registry", folder.path().join("log"));
-    daemon.start(Command::new("docker-registry").arg("serve").arg(&file));
-    daemon.await_ready(SOON, || TcpStream::connect(&address).ok());
-    (daemon, address)
+/// An image in a registry that is reached by TLS alone. It ends with this.
+struct OverTls {
+    address: String,
+    image: Pushed,
+    certificate: Certificate,
+    folder: TempDir,
+    _daemons: (Daemon, Registry),
+}
+
+impl OverTls {
+    fn start() -> Self {
+        let registry = Registry::start();
+        let image = push_busybox(&registry, "app:1");
+        let folder = folder();
+        let certificate = Certificate::make(folder.path(), "registry");
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let address = free.expect("there is a free port").to_string();
+        let file = folder.path().join("config.yml");
+        let config = serde_json::json!({
+            "version": "0.1",
+            "storage": {"filesystem": {"rootdirectory": registry.storage()}},
+            "http": {"addr": address, "tls": {
+                "certificate": certificate.certificate, "key": certificate.key,
+            }},
+        });
+        // JSON is YAML.
+        fs_err::write(&file, config.to_string()).expect("own folder");
+        let mut daemon = Daemon::new("docker-registry", folder.path().join("log"));
+        daemon.start(Command::new("docker-registry").arg("serve").arg(&file));
+        daemon.await_ready(SOON, || TcpStream::connect(&address).ok());
+        Self { address, image, certificate, folder, _daemons: (daemon, registry) }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/app:1", self.address)
+    }
 }
 
 #[test]
 fn certificates_count_when_they_come_and_a_mistake_leaves_those_that_stand() {
-    let registry = Registry::start();
-    let image = push_busybox(&registry, "app:1");
-    let folder = folder();
-    let certificate = Certificate::make(folder.path(), "registry");
-    let (mut daemon, address) = over_tls(&registry, &certificate, &folder);
-    let name = format!("{address}/app:1");
+    let registry = OverTls::start();
+    let name = registry.name();
     // Neither is there yet, nor what it is in.
-    let certs = folder.path().join("containers/certs.d");
+    let certs = registry.folder.path().join("containers/certs.d");
     let config = format!("[images]\ncerts-dirs = [\"{}\"]\n", certs.display());
     let node = Node::setup().config(&config).start();
     refused(pull(&node, &name, None), Code::Unknown);
 
-    fs_err::create_dir_all(certs.join(&address)).expect("own folder");
-    fs_err::copy(&certificate.certificate, certs.join(&address).join("ca.crt")).expect("own");
+    fs_err::create_dir_all(certs.join(&registry.address)).expect("own folder");
+    fs_err::copy(&registry.certificate.certificate, certs.join(&registry.address).join("ca.crt"))
+        .expect("own");
     let pulled = until("the certificate counts", SOON, || pull(&node, &name, None).ok());
-    assert_eq!(pulled, image.id);
+    assert_eq!(pulled, registry.image.id);
 
     fs_err::create_dir(certs.join("broken.example")).expect("own folder");
     fs_err::write(certs.join("broken.example/ca.crt"), "no certificate").expect("own folder");
@@ -182,22 +197,16 @@ fn certificates_count_when_they_come_and_a_mistake_leaves_those_that_stand() {
         node.log().contains("broken.example/ca.crt:1").then_some(())
     });
     pull(&node, &name, None).expect("by the certificate that stands");
-    daemon.kill9();
 }
 
 #[test]
 fn authorities_that_the_system_trusts_are_trusted() {
-    let registry = Registry::start();
-    let image = push_busybox(&registry, "app:1");
-    let folder = folder();
-    let certificate = Certificate::make(folder.path(), "registry");
-    let (mut daemon, address) = over_tls(&registry, &certificate, &folder);
-    let name = format!("{address}/app:1");
+    let registry = OverTls::start();
+    let name = registry.name();
     refused(pull(&Node::setup().start(), &name, None), Code::Unknown);
     // Where the system keeps them is a variable to all who read them by OpenSSL's rules.
-    let node = Node::setup().variable("SSL_CERT_FILE", &certificate.certificate).start();
-    assert_eq!(pull(&node, &name, None).expect("the system trusts it"), image.id);
-    daemon.kill9();
+    let node = Node::setup().variable("SSL_CERT_FILE", &registry.certificate.certificate).start();
+    assert_eq!(pull(&node, &name, None).expect("the system trusts it"), registry.image.id);
 }
 
 /// A proxy: what it was asked to connect to.
@@ -229,27 +238,22 @@ fn tunnel(mut client: &TcpStream, book: &Mutex<Vec<String>>) -> io::Result<()> {
 
 #[test]
 fn registries_behind_a_proxy_are_reached_through_it_but_those_that_need_none() {
-    let registry = Registry::start();
-    let image = push_busybox(&registry, "app:1");
-    let folder = folder();
-    let certificate = Certificate::make(folder.path(), "registry");
-    let (mut daemon, address) = over_tls(&registry, &certificate, &folder);
+    let registry = OverTls::start();
     let (proxy, asked) = proxy();
     let setup = || {
         Node::setup()
-            .variable("SSL_CERT_FILE", &certificate.certificate)
+            .variable("SSL_CERT_FILE", &registry.certificate.certificate)
             .variable("HTTPS_PROXY", format!("http://{proxy}"))
     };
     for (node, through) in
         [(setup().start(), true), (setup().variable("NO_PROXY", "127.0.0.1").start(), false)]
     {
-        let pulled = pull(&node, &format!("{address}/app:1"), None).expect("it is reached");
-        assert_eq!(pulled, image.id);
+        let pulled = pull(&node, &registry.name(), None).expect("it is reached");
+        assert_eq!(pulled, registry.image.id);
         let asked = std::mem::take(&mut *asked.lock().expect("no test panics in here"));
         assert_eq!(!asked.is_empty(), through, "{asked:?}");
-        assert!(asked.iter().all(|place| *place == address), "{asked:?}");
+        assert!(asked.iter().all(|place| *place == registry.address), "{asked:?}");
     }
-    daemon.kill9();
 }
 
 /// Passes on what is said to a registry, and of its answers on one connection no more than some bytes.
