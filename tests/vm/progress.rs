@@ -117,8 +117,7 @@ impl Progress {
         let mut lines: Vec<_> = inner.rows.iter().map(Row::line).collect();
         let total = format!("{} s", self.begun.elapsed().as_secs());
         lines.push(format!("{:<79} {total:>6}", "total"));
-        let first_line = |fault: &String| fault.lines().next().unwrap_or_default().to_owned();
-        lines.extend(inner.faults.iter().map(|fault| format!("failed: {}", first_line(fault))));
+        lines.extend(inner.faults.iter().map(|fault| format!("failed: {}", in_one_line(fault))));
         lines.join("\n") + "\n"
     }
 
@@ -175,6 +174,13 @@ impl Row {
     }
 }
 
+/// Where a record of all this is cut short, its lines are what remains.
+fn in_one_line(fault: &str) -> String {
+    const MOST: usize = 1000;
+    let words: Vec<_> = fault.split_whitespace().collect();
+    words.join(" ").chars().take(MOST).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,5 +213,13 @@ mod tests {
             assert_eq!(table.contains("failed: node: two: "), !good, "{table}");
             assert_eq!(table.contains("not run"), second.is_none(), "{table}");
         }
+    }
+
+    #[test]
+    fn the_table_says_all_of_a_fault_in_its_line() {
+        let progress = Progress::new(vec![("node", "one".to_owned())]);
+        progress.note("node", ended("one", Some("cria's log: [\n    \"WARN so\",\n]")));
+        let table = progress.table();
+        assert!(table.contains("failed: node: one: cria's log: [ \"WARN so\", ]\n"), "{table}");
     }
 }
