@@ -48,6 +48,7 @@ pub(crate) enum MonitorError {
     Start(#[source] io::Error),
     #[error("cannot reach the monitor at {path}")]
     Connect { path: PathBuf, source: io::Error },
+    /// The connection ended, mostly because the monitor did.
     #[error("the monitor has gone")]
     Gone,
     #[error("the monitor did not answer `{request}` within {deadline:?}")]
@@ -72,13 +73,6 @@ impl MonitorError {
         use io::ErrorKind::{ConnectionRefused, NotFound};
         matches!(self, Self::Connect { source, .. }
             if matches!(source.kind(), ConnectionRefused | NotFound))
-    }
-
-    /// The connection ended, mostly because the monitor did.
-    pub(crate) fn has_gone(&self) -> bool {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset};
-        let is_cut = |error: &io::Error| matches!(error.kind(), BrokenPipe | ConnectionReset);
-        matches!(self, Self::Gone) || matches!(self, Self::Io(error) if is_cut(error))
     }
 
     /// The OCI runtime was too slow.
@@ -195,11 +189,16 @@ impl Monitor {
         }
     }
 
-    async fn send(&self, packet: &Packet) -> io::Result<()> {
+    /// The monitor may quit before [`listen`] has seen it.
+    async fn send(&self, packet: &Packet) -> Result<(), MonitorError> {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
         loop {
             let mut ready = self.socket.writable().await?;
             match ready.try_io(|socket| socket::send(socket.as_fd(), packet)) {
-                Ok(result) => return result,
+                Ok(Err(error)) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
+                    return Err(MonitorError::Gone);
+                }
+                Ok(sent) => return Ok(sent?),
                 Err(_would_block) => {}
             }
         }
@@ -452,6 +451,18 @@ mod tests {
             }
         };
         timeout(SOON, gone).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_quits_has_gone_for_whoever_asks_before_that_is_noticed() {
+        // Who is first, the one that asks or the one that listens, is not ours to say.
+        for _ in 0..100 {
+            let (ours, theirs) = seqpacket_pair().unwrap();
+            let (monitor, _news) = Monitor::over(ours, None).unwrap();
+            drop(theirs);
+            let told = monitor.tell(Request::Release, SOON).await;
+            assert!(matches!(told, Err(MonitorError::Gone)), "{told:?}");
+        }
     }
 
     #[test]

@@ -69,8 +69,7 @@ pub(super) async fn dismiss(node: &Node, id: &ContainerId) -> Result<(), Error> 
         Err(error) => return Err(failed(error)),
     };
     match monitor.tell(Request::Release, RELEASE_DEADLINE).await {
-        Ok(()) => {}
-        Err(error) if error.has_gone() => {}
+        Ok(()) | Err(MonitorError::Gone) => {}
         Err(MonitorError::Silent { .. }) => {
             tracing::warn!(container = %id, "killing a monitor that does not answer");
             let killed = monitor::kill(&run_dir).await;
@@ -90,7 +89,7 @@ pub(crate) async fn is_alive(node: &Node, id: &ContainerId) -> bool {
     };
     match monitor.ask_state(Request::State, STATE_DEADLINE).await {
         Ok(state) => state.phase != Phase::Exited,
-        Err(error) => !error.has_gone(),
+        Err(error) => !matches!(error, MonitorError::Gone),
     }
 }
 

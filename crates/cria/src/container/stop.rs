@@ -17,6 +17,7 @@ use super::Container;
 use super::state::{Exited, State};
 use crate::clock;
 use crate::error::Error;
+use crate::monitor::MonitorError;
 
 /// How long a monitor may take to send a signal.
 const SIGNAL_DEADLINE: Duration = Duration::from_secs(10);
@@ -154,10 +155,15 @@ impl Container {
     async fn signal(&self, signal: i32, scope: SignalScope) {
         let request = Request::Signal { target: Target::Init, signal, scope };
         let Some(monitor) = self.monitor() else { return self.signal_directly(signal) };
-        if let Err(error) = monitor.tell(request, SIGNAL_DEADLINE).await {
-            tracing::warn!(container = %self.id, error = crate::error::chain(&error), "the monitor sent no signal");
-            self.signal_directly(signal);
+        match monitor.tell(request, SIGNAL_DEADLINE).await {
+            Ok(()) => return,
+            // It quits when the container has ended.
+            Err(MonitorError::Gone) => {}
+            Err(error) => {
+                tracing::warn!(container = %self.id, error = crate::error::chain(&error), "the monitor sent no signal");
+            }
         }
+        self.signal_directly(signal);
     }
 
     fn signal_directly(&self, signal: i32) {

@@ -208,7 +208,7 @@ impl Container {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            let was_heard = !error.has_gone() && !matches!(error, MonitorError::Silent { .. });
+            let was_heard = !matches!(error, MonitorError::Gone | MonitorError::Silent { .. });
             if was_heard || tries == MOST_ADOPTIONS {
                 return Err(error);
             }
