@@ -27,8 +27,10 @@ pub(crate) const CASES: &[Case] = &[
 /// Those that are ended on the way.
 pub(crate) const ENDED: [&str; 2] = ["leaver", "enduring"];
 
-/// The first pass that frees an image comes five minutes after the kubelet's start.
-const COLLECTION: Duration = Duration::from_secs(5 * 60 + 120);
+/// The first pass that frees an image comes five minutes after the kubelet's start. It frees nothing
+/// if a container goes while it looks (it asks for the status of each that it has listed, in the same
+/// moment in which the kubelet removes dead ones): then the next one counts.
+const COLLECTION: Duration = Duration::from_secs(2 * 5 * 60 + 60);
 
 /// Two thousand lines in a second, until it is told to end.
 const CHATTY: &str = "n=0; until [ -e /host/stop ]; do \
@@ -90,7 +92,9 @@ fn image_collection(site: &Site) -> Result<()> {
         let left: Result<Vec<bool>> = site.images.unused.iter().map(is_there).collect();
         left.ok()?.iter().all(|there| !there).then_some(())
     });
-    gone.with_context(|| format!("there still: {:?}", tags(site)))?;
+    gone.with_context(|| {
+        format!("there still: {:?}; the kubelet: {:?}", tags(site), said_of_collection(site))
+    })?;
     let Images { used, used_as_volume, busybox, private, .. } = &site.images;
     for image in [used, used_as_volume, busybox, private] {
         ensure!(is_there(image)?, "{image} is used and gone");
@@ -98,6 +102,13 @@ fn image_collection(site: &Site) -> Result<()> {
     site.ready("uses-image")?;
     ensure!(site.exec("uses-image-volume", "main", "cat /image/mark")? == "used-as-volume");
     Ok(())
+}
+
+fn said_of_collection(site: &Site) -> Vec<String> {
+    let log = read(&site.kubelet_log).unwrap_or_default();
+    let about = ["garbage collect", "Removing image", "monitor images"];
+    let said = log.lines().filter(|line| about.iter().any(|words| line.contains(words)));
+    said.map(str::to_owned).collect()
 }
 
 fn tags(site: &Site) -> Vec<String> {
