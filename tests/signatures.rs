@@ -276,6 +276,31 @@ fn a_key_file_that_changed_is_read_again_without_a_change_of_the_policy() {
 }
 
 #[test]
+fn a_policy_that_came_before_its_keys_counts_when_the_last_of_them_is_there() {
+    let site = Site::new();
+    let (first, second) = (SigstoreKey::new(), SigstoreKey::new());
+    let image = site.push("keyless:1");
+    second.sign(&site.registry, &image, &image.reference);
+    let unsigned = site.push("unsigned:1");
+    let node = site.node(&policy(&json!({"": anything()})));
+    let keys = TempDir::new().expect("a folder");
+    // Of one not even the directory is there.
+    let files = [keys.path().join("first.pub"), keys.path().join("later/second.pub")];
+    let by_files = json!([{"type": "sigstoreSigned", "keyPaths": files}]);
+    node.replace_policy(None, &policy(&json!({site.registry.address(): by_files})));
+    until("the missing key is logged", SOON, || node.log().contains("first.pub").then_some(()));
+    pull(&node, &unsigned.reference, "default").expect("the former policy holds");
+    fs_err::write(&files[0], first.public()).expect("own folder");
+    until("the other missing key is logged", SOON, || {
+        node.log().contains("second.pub").then_some(())
+    });
+    fs_err::create_dir(keys.path().join("later")).expect("own folder");
+    fs_err::write(&files[1], second.public()).expect("own folder");
+    until("the policy counts", SOON, || pull(&node, &unsigned.reference, "default").err());
+    pull(&node, &image.reference, "default").expect("it is signed");
+}
+
+#[test]
 fn a_key_beside_the_policies_of_namespaces_does_not_hide_their_changes() {
     let site = Site::new();
     let key = SigstoreKey::new();

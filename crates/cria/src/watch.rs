@@ -1,7 +1,7 @@
 //! Registries, credentials, certificates (also the streaming server's), policies and their keys are read
 //! again when their files change, as by SIGHUP: whoever writes them is seldom whoever may signal cria.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cria_images::Trust;
 use futures_util::StreamExt;
 use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
+use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::config::Config;
 use crate::daemon::Daemon;
+use crate::node::Node;
 use crate::reload;
 
 /// Who changes one file changes several: what comes within this time is one change.
@@ -48,13 +49,22 @@ async fn follow(daemon: &Daemon) -> io::Result<Infallible> {
 /// a policy names other keys now.
 async fn begin(daemon: &Daemon) -> io::Result<Watch> {
     loop {
-        let trust = daemon.node.images.trust();
-        let watch = Watch::begin(daemon, &trust)?;
+        let keys = key_files(&daemon.node).await?;
+        let watch = Watch::begin(daemon, &keys)?;
         reload::files_alone(daemon).await;
-        if daemon.node.images.trust().key_files() == trust.key_files() {
+        if key_files(&daemon.node).await? == keys {
             return Ok(watch);
         }
     }
+}
+
+/// As the policies have it that are in the files, which need not be those that hold: one that came
+/// before its key holds when that has come.
+async fn key_files(node: &Arc<Node>) -> io::Result<BTreeSet<PathBuf>> {
+    let node = Arc::clone(node);
+    let named =
+        spawn_blocking(move || reload::trust_files(&node.settings.get().config).key_files());
+    named.await.map_err(io::Error::other)
 }
 
 /// Files are replaced by rename, so it is their directories that are watched.
@@ -96,7 +106,7 @@ impl Names {
 }
 
 impl Watch {
-    fn begin(daemon: &Daemon, trust: &Trust) -> io::Result<Self> {
+    fn begin(daemon: &Daemon, keys: &BTreeSet<PathBuf>) -> io::Result<Self> {
         let inotify = Inotify::init()?;
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::CREATE
@@ -105,7 +115,7 @@ impl Watch {
             | WatchMask::ATTRIB
             | WatchMask::ONLYDIR;
         let mut names = HashMap::new();
-        for (directory, name) in watched(&daemon.node.settings.get().config, trust) {
+        for (directory, name) in watched(&daemon.node.settings.get().config, keys) {
             match inotify.watches().add(&directory, mask) {
                 Ok(watch) => {
                     let former = names.remove(&watch).unwrap_or(Names::These(vec![]));
@@ -137,7 +147,7 @@ impl Watch {
 }
 
 /// The directories in which a change may matter; with a name, the change of that name alone.
-fn watched(config: &Config, trust: &Trust) -> Vec<(PathBuf, Option<OsString>)> {
+fn watched(config: &Config, keys: &BTreeSet<PathBuf>) -> Vec<(PathBuf, Option<OsString>)> {
     let (images, streaming) = (&config.images, &config.streaming);
     let mut drop_ins = images.registries_conf.as_os_str().to_owned();
     drop_ins.push(".d");
@@ -155,7 +165,7 @@ fn watched(config: &Config, trust: &Trust) -> Vec<(PathBuf, Option<OsString>)> {
         streaming.tls_key_file.as_deref(),
     ];
     let files = files.into_iter().flatten().chain(images.certs_dirs.iter().map(|folder| &**folder));
-    let files = files.chain(trust.key_files().iter().map(PathBuf::as_path));
+    let files = files.chain(keys.iter().map(PathBuf::as_path));
     let mut watched: Vec<_> = files.filter_map(within).collect();
     watched.extend([policies, places].map(|directory| (directory.to_owned(), None)));
     watched.push((drop_ins, None));

@@ -264,7 +264,6 @@ mod tests {
                 is_from_file: true,
                 namespaces: [("strict".to_owned(), strict)].into(),
                 places: SignaturePlaces::default(),
-                key_files: std::collections::BTreeSet::new(),
             }),
         };
         let both = [evidence("s.example/i", &[signature(1, b"manifest", "s.example/i:1")])];

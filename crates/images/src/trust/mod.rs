@@ -55,6 +55,26 @@ pub struct TrustFiles<'a> {
     pub places: &'a Path,
 }
 
+impl TrustFiles<'_> {
+    /// The files with keys that the policies name, also those that are not there yet: of each policy
+    /// up to the first that cannot be used, at which its reading ends. Blocking.
+    pub fn key_files(&self) -> BTreeSet<PathBuf> {
+        let named = RefCell::new(BTreeSet::new());
+        let read = |key: &Path| {
+            named.borrow_mut().insert(key.to_owned());
+            fs_err::read(key)
+        };
+        let own = files_of_namespaces(self.namespaces).unwrap_or_default().into_values();
+        for policy in own.chain([self.policy.to_owned()]) {
+            if let Ok(text) = fs_err::read_to_string(&policy) {
+                // What is wrong with it is said to whoever wants to use it.
+                drop(load::parse(&policy, &text, &read));
+            }
+        }
+        named.into_inner()
+    }
+}
+
 /// Which images may be used. Immutable: to reload is to load another.
 #[derive(Clone, Debug)]
 pub struct Trust {
@@ -68,7 +88,6 @@ struct Policies {
     is_from_file: bool,
     namespaces: BTreeMap<String, Policy>,
     places: SignaturePlaces,
-    key_files: BTreeSet<PathBuf>,
 }
 
 impl Default for Trust {
@@ -80,7 +99,6 @@ impl Default for Trust {
                 is_from_file: false,
                 namespaces: BTreeMap::new(),
                 places: SignaturePlaces::default(),
-                key_files: BTreeSet::new(),
             }),
         }
     }
@@ -92,15 +110,14 @@ impl Trust {
     /// removing and writing, and what would hold instead may be wider. So `policy.json` must still be
     /// there, and a namespace keeps its own. Blocking.
     pub fn reload(&self, files: &TrustFiles<'_>) -> Result<Self, Error> {
-        let mut key_files = BTreeSet::new();
         let (node, is_from_file) = match fs_err::read_to_string(files.policy) {
-            Ok(text) => (parse(files.policy, &text, &mut key_files)?, true),
+            Ok(text) => (parse(files.policy, &text)?, true),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.has_policy() => {
                 (Policy::accept_anything(), false)
             }
             Err(error) => return Err(Error::io("read policy.json", error)),
         };
-        let mut namespaces = load_namespaces(files.namespaces, &mut key_files)?;
+        let mut namespaces = load_namespaces(files.namespaces)?;
         for (namespace, policy) in &self.policies.namespaces {
             namespaces.entry(namespace.clone()).or_insert_with(|| {
                 warn!(
@@ -111,26 +128,20 @@ impl Trust {
             });
         }
         let places = SignaturePlaces::load(files.places)?;
-        let policies = Policies { node, is_from_file, namespaces, places, key_files };
+        let policies = Policies { node, is_from_file, namespaces, places };
         Ok(Self { policies: Arc::new(policies) })
-    }
-
-    /// The files with keys that policies name, which were read with them.
-    pub fn key_files(&self) -> &BTreeSet<PathBuf> {
-        &self.policies.key_files
     }
 
     /// This to reload from where somebody asks for it, who has no file half replaced: namespaces
     /// without a file then have the node's policy.
     pub fn without_namespaces(&self) -> Self {
-        let Policies { node, is_from_file, namespaces: _, places, key_files } = &*self.policies;
+        let Policies { node, is_from_file, namespaces: _, places } = &*self.policies;
         Self {
             policies: Arc::new(Policies {
                 node: node.clone(),
                 is_from_file: *is_from_file,
                 namespaces: BTreeMap::new(),
                 places: places.clone(),
-                key_files: key_files.clone(),
             }),
         }
     }
@@ -157,36 +168,37 @@ impl Trust {
     }
 }
 
-fn parse(path: &Path, text: &str, key_files: &mut BTreeSet<PathBuf>) -> Result<Policy, Error> {
-    let read = RefCell::new(key_files);
-    load::parse(path, text, &|path| {
-        read.borrow_mut().insert(path.to_owned());
-        fs_err::read(path)
-    })
+fn parse(path: &Path, text: &str) -> Result<Policy, Error> {
+    load::parse(path, text, &|key| fs_err::read(key))
 }
 
-fn load_namespaces(
-    directory: &Path,
-    key_files: &mut BTreeSet<PathBuf>,
-) -> Result<BTreeMap<String, Policy>, Error> {
+fn load_namespaces(directory: &Path) -> Result<BTreeMap<String, Policy>, Error> {
     let failed = |error| Error::io("read the namespaces' policies", error);
-    let mut policies = BTreeMap::new();
+    let read = |(namespace, path): (String, PathBuf)| {
+        let text = fs_err::read_to_string(&path).map_err(failed)?;
+        Ok((namespace, parse(&path, &text)?))
+    };
+    files_of_namespaces(directory).map_err(failed)?.into_iter().map(read).collect()
+}
+
+/// The policy's file of each namespace that has one.
+fn files_of_namespaces(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
+    let mut files = BTreeMap::new();
     let entries = match fs_err::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(policies),
-        entries => entries.map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+        entries => entries?,
     };
     for entry in entries {
-        let path: PathBuf = entry.map_err(failed)?.path();
+        let path: PathBuf = entry?.path();
         let namespace = path.file_stem().and_then(|stem| stem.to_str());
         let is_policy = path.extension().is_some_and(|extension| extension == "json");
         // No namespace begins with a dot; what editors leave does.
         let namespace = namespace.filter(|name| is_policy && !name.starts_with('.'));
         if let Some(namespace) = namespace {
-            let text = fs_err::read_to_string(&path).map_err(failed)?;
-            policies.insert(namespace.to_owned(), parse(&path, &text, key_files)?);
+            files.insert(namespace.to_owned(), path);
         }
     }
-    Ok(policies)
+    Ok(files)
 }
 
 #[cfg(test)]
