@@ -100,7 +100,8 @@ impl Store {
         answer
     }
 
-    /// Asks each endpoint, until one has the image or fails in a way that all would.
+    /// Asks each endpoint, until one has the image or fails in a way that all would: in their order, but
+    /// last of all those that have just kept somebody waiting in vain.
     async fn pull_in_turn(
         &self,
         asked: Asked<'_>,
@@ -108,7 +109,9 @@ impl Store {
         sources: &Sources,
     ) -> Result<Arc<Image>, Error> {
         let reference = asked.name;
-        let mut endpoints = sources.registries.endpoints(reference)?.into_iter().peekable();
+        let mut endpoints = sources.registries.endpoints(reference)?;
+        endpoints.sort_by_key(|endpoint| sources.connections.is_avoided(endpoint));
+        let mut endpoints = endpoints.into_iter().peekable();
         let mut answer = Err(Error::NoSuchImage { image: reference.to_string() });
         while let Some(endpoint) = endpoints.next() {
             let credentials = auth::for_endpoint(

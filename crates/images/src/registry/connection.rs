@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION};
 use reqwest::redirect::Policy;
@@ -23,6 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Registries close idle connections after about as long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 const MOST_REDIRECTS: usize = 5;
+/// For so long a host that kept somebody waiting in vain is asked after those that may be asked instead.
+const AVOIDANCE: Duration = Duration::from_secs(60);
 /// Docker Hub as images name it.
 const DOCKER_IO: &str = "docker.io";
 /// Where its images really are.
@@ -41,6 +43,8 @@ struct Shared {
     clients: Mutex<HashMap<Key, Client>>,
     /// What insecure hosts were found to speak.
     schemes: Mutex<HashMap<String, &'static str>>,
+    /// Hosts that kept somebody waiting in vain, and when.
+    avoided: Mutex<HashMap<String, Instant>>,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -88,12 +92,12 @@ impl Connections {
     /// A connection on which nothing arrives for as long as `stall` is given up.
     pub(crate) fn new(certificates: Certificates, stall: Duration) -> Self {
         install_crypto();
-        let (clients, schemes) = (Mutex::default(), Mutex::default());
-        Self { shared: Arc::new(Shared { certificates, stall, clients, schemes }) }
+        let (clients, schemes, avoided) = Default::default();
+        Self { shared: Arc::new(Shared { certificates, stall, clients, schemes, avoided }) }
     }
 
     /// An insecure host is tried by TLS, without verification, and if that fails is spoken to
-    /// without.
+    /// without. One that answers neither in time is not asked for anything else.
     pub(super) async fn host(&self, endpoint: &Endpoint) -> Result<Host, reqwest::Error> {
         let name = host_name(endpoint);
         let insecure = endpoint.insecure;
@@ -118,9 +122,15 @@ impl Connections {
         let http = self.client(&url, true)?;
         let spoken = match http.get(tls).send().await {
             Ok(_) => Spoken { scheme: "https", is_certain: true },
-            Err(error) => {
-                debug!(host, error = %error.without_url(), "no TLS, trying without");
-                let answer = http.get(plain).send().await.ok();
+            Err(no_tls) => {
+                debug!(host, error = %no_tls.without_url(), "no TLS, trying without");
+                let answer = match http.get(plain).send().await {
+                    Err(silence) if silence.is_timeout() => {
+                        self.avoid(host);
+                        return Err(silence);
+                    }
+                    answer => answer.ok(),
+                };
                 let sends_to_tls = answer.as_ref().and_then(location);
                 let sends_to_tls = sends_to_tls.is_some_and(|place| place.scheme() == "https");
                 Spoken::by_plain_answer(answer.map(|answer| answer.status()), sends_to_tls)
@@ -130,6 +140,19 @@ impl Connections {
             schemes().insert(host.to_owned(), spoken.scheme);
         }
         Ok(spoken.scheme)
+    }
+
+    /// Notes that a host keeps waiting who asks it.
+    pub(super) fn avoid(&self, host: &str) {
+        let mut avoided = self.shared.avoided.lock().unwrap_or_else(PoisonError::into_inner);
+        avoided.retain(|_, noted| noted.elapsed() < AVOIDANCE);
+        avoided.insert(host.to_owned(), Instant::now());
+    }
+
+    /// Whether others had better be asked first.
+    pub(crate) fn is_avoided(&self, endpoint: &Endpoint) -> bool {
+        let avoided = self.shared.avoided.lock().unwrap_or_else(PoisonError::into_inner);
+        avoided.get(host_name(endpoint)).is_some_and(|noted| noted.elapsed() < AVOIDANCE)
     }
 
     /// Finds out anew what an insecure host speaks: it may have changed, or never been heard well.

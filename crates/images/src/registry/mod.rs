@@ -10,7 +10,7 @@ mod connection;
 mod file;
 
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -39,6 +39,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The longest wait between two tries in mid-pull that a registry does not ask for.
 const LONGEST_OWN_WAIT: Duration = Duration::from_secs(10);
+/// What part of a stall somebody waits for an answer in vain before another place is asked that may have
+/// the image, too: 5 seconds by default. A busy registry says so sooner.
+const SHARE_OF_STALL: u32 = 6;
 /// How long a download may go on in vain, in stalls of a connection: 5 minutes by default. Registries
 /// restart, networks are mended, and what a pull has of unfinished layers is lost with it.
 const PATIENCE: u32 = 10;
@@ -58,6 +61,8 @@ pub(crate) struct Session {
     /// `scheme://host/v2/repository/`.
     base: Url,
     authorization: Authorization,
+    connections: Connections,
+    host: String,
     /// What errors call the image.
     image: String,
     is_last_resort: bool,
@@ -78,8 +83,16 @@ impl Session {
         let base = base.parse().map_err(|error| failed(image, error))?;
         let reach = host.reach;
         let authorization = Authorization::new(credentials, &endpoint.repository, reach.clone());
-        let (image, has_layers_begun) = (image.to_owned(), AtomicBool::new(false));
-        Ok(Self { reach, base, authorization, image, is_last_resort: false, has_layers_begun })
+        Ok(Self {
+            reach,
+            base,
+            authorization,
+            connections: connections.clone(),
+            host: host.name,
+            image: image.to_owned(),
+            is_last_resort: false,
+            has_layers_begun: AtomicBool::new(false),
+        })
     }
 
     /// Says that there is no other place to ask if this one fails.
@@ -134,13 +147,15 @@ impl Session {
         self.get(&format!("blobs/{digest}"), &headers).await
     }
 
-    /// Asks for a manifest, again while the registry is merely unavailable.
+    /// Asks for a manifest, again while the registry is merely unavailable; of a place that is not the
+    /// last resort no more than once if it takes long to say so.
     async fn manifest_bytes(&self, path: &str) -> Result<Bytes, Error> {
         let mut headers = HeaderMap::new();
         let accepted = ACCEPTED.join(", ").try_into().expect("media types are a header's value");
         headers.insert(ACCEPT, accepted);
         let mut tried = 0;
         loop {
+            let asked = Instant::now();
             let answer = async {
                 let answer = self.get(path, &headers).await?;
                 read_bounded(answer, LARGEST_MANIFEST, "a manifest", &self.image).await
@@ -149,7 +164,12 @@ impl Session {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => {
                     tried += 1;
-                    let Some(wait) = wait_before_next_try(&error, tried) else {
+                    let wait = wait_before_next_try(&error, tried);
+                    let was_long = asked.elapsed() >= self.reach.stall() / SHARE_OF_STALL;
+                    if was_long && matches!(error, Error::RegistryUnavailable { .. }) {
+                        self.connections.avoid(&self.host);
+                    }
+                    let Some(wait) = wait.filter(|_| self.is_last_resort || !was_long) else {
                         return Err(error);
                     };
                     debug!(image = self.image, tried, "registry unavailable, trying again");

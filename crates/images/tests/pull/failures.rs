@@ -311,6 +311,35 @@ async fn mirrors_are_asked_in_order_and_learn_no_credentials() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_keeps_a_pull_waiting_is_asked_once_and_then_after_others() {
+    let image = noisy_image();
+    let (mirror, own) = (Scripted::start().await, Scripted::start().await);
+    for place in [&mirror, &own] {
+        place.put("noisy:1", &image);
+    }
+    mirror.fail("manifests", 9, Fault::Stall(0));
+    let conf = format!(
+        "[[registry]]\nlocation = \"{}\"\ninsecure = true\n\
+         [[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n",
+        own.host, mirror.host
+    );
+    let test = TestStore::with(&[], &conf, |options| {
+        options.stall_timeout = Duration::from_secs(2);
+    });
+    let name = format!("{}/noisy:1", own.host);
+    let asked = || [&mirror, &own].map(|place| place.requests("manifests").len());
+    test.pull(&name).await.unwrap();
+    assert_eq!(asked(), [1, 1]);
+    test.pull(&name).await.unwrap();
+    assert_eq!(asked(), [1, 2]);
+    // It is asked for what the others have not.
+    mirror.heal();
+    own.fail("manifests", 9, Fault::Status(404));
+    test.pull(&name).await.unwrap();
+    assert_eq!(asked(), [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unsupported_and_oversized_images_are_refused_before_a_layer_is_fetched() {
     let registry = Scripted::start().await;
     let mut foreign = noisy_image();
