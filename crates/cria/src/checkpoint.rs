@@ -83,9 +83,13 @@ impl<T: Clone + Serialize + Send + Sync + 'static> Checkpoint<T> {
     }
 
     /// Changes the memory even where the disk refuses: for facts that are true all the same and
-    /// that another file holds (an exit). The error is the caller's to tell.
+    /// that another file holds (an exit). The error is the caller's to tell. Of what was removed
+    /// meanwhile, with its directory, nothing is to be kept.
     pub(crate) async fn note(&self, change: impl FnOnce(&mut T)) -> io::Result<()> {
-        self.save(change, |_written| true).await
+        match self.save(change, |_written| true).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            saved => saved,
+        }
     }
 
     /// A write that was begun goes on without its caller: until it has ended, and the memory is
@@ -231,6 +235,19 @@ mod tests {
                 .load(Ordering::Acquire),
             "as it was read"
         );
+    }
+
+    #[tokio::test]
+    async fn what_is_removed_takes_note_without_a_word() {
+        let directory = tempfile::tempdir().unwrap();
+        let object = directory.path().join("object");
+        fs_err::create_dir(&object).unwrap();
+        let path = object.join("record.json");
+        let record = Checkpoint::create(path, BTreeMap::new()).await.unwrap();
+        fs_err::remove_dir_all(&object).unwrap();
+        record.note(|value| value.extend([("removing", true)])).await.unwrap();
+        assert_eq!(*record.get(), BTreeMap::from([("removing", true)]));
+        assert!(!object.exists());
     }
 
     #[tokio::test]
