@@ -66,6 +66,7 @@ fn assert_ends_well(id: &str) -> Result<()> {
         ("TimeoutStopUSec", "30s"),
         ("CollectMode", "inactive-or-failed"),
         ("After", "cria.service"),
+        ("Before", "kubelet.service"),
     ] {
         let value = systemctl(&["show", "--value", "--property", name, &scope])?;
         ensure!(value.split_whitespace().any(|word| word == wanted), "{name} of {scope}: {value}");

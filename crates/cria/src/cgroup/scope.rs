@@ -3,8 +3,8 @@
 //! By annotations of the OCI runtime's spec that crun and runc both read: the key names a property
 //! of the unit, the value is in GVariant's text form.
 //!
-//! At the node's shutdown systemd stops the scopes, and only then what they are ordered after: the
-//! daemon is there to record how the containers ended.
+//! At the node's shutdown systemd stops the kubelet first, then the scopes, and only then what they are
+//! ordered after: nobody makes anew what ends, and the daemon is there to record how it did.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,6 +46,7 @@ pub(crate) fn annotations(stop: Stop, unit: Option<&str>) -> BTreeMap<String, St
         ("CollectMode", "'inactive-or-failed'".to_owned()),
     ];
     properties.extend(unit.map(|unit| ("After", format!("['{unit}']"))));
+    properties.extend(unit.map(|_| ("Before", "['kubelet.service']".to_owned())));
     let properties =
         properties.into_iter().map(|(name, value)| (format!("org.systemd.property.{name}"), value));
     // crun would make a cgroup within the scope, where it and runc would have to be told apart.
@@ -68,7 +69,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scope_has_the_containers_signal_and_grace_and_ends_before_the_daemon() {
+    fn a_scope_has_the_containers_signal_and_grace_and_ends_after_the_kubelet_and_before_the_daemon()
+     {
         let told = BTreeMap::from([(GRACE_ANNOTATION.to_owned(), "7".to_owned())]);
         let all = annotations(Stop::new(12, &told), Some("cria.service"));
         for (key, value) in [
@@ -77,11 +79,12 @@ mod tests {
             ("org.systemd.property.TimeoutStopUSec", "uint64 7000000"),
             ("org.systemd.property.CollectMode", "'inactive-or-failed'"),
             ("org.systemd.property.After", "['cria.service']"),
+            ("org.systemd.property.Before", "['kubelet.service']"),
             ("run.oci.systemd.subgroup", ""),
         ] {
             assert_eq!(all.get(key).map(String::as_str), Some(value), "{key}");
         }
-        assert_eq!(all.len(), 6);
+        assert_eq!(all.len(), 7);
     }
 
     #[test]
@@ -91,7 +94,10 @@ mod tests {
             assert_eq!(Stop::new(15, &told).grace, DEFAULT_GRACE, "{text}");
         }
         let stop = Stop::new(15, &BTreeMap::new());
-        assert!(!annotations(stop, None).contains_key("org.systemd.property.After"));
+        for order in ["After", "Before"] {
+            let key = format!("org.systemd.property.{order}");
+            assert!(!annotations(stop, None).contains_key(&key), "{key}");
+        }
         let endless = Stop { grace: Duration::MAX, ..stop };
         let all = annotations(endless, None);
         assert_eq!(all["org.systemd.property.TimeoutStopUSec"], format!("uint64 {}", u64::MAX));
