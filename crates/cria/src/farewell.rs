@@ -19,7 +19,7 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(13);
 const SYNC_WITHIN: Duration = Duration::from_secs(5);
 
 /// A killed process ends at once, unless one of its namespace is stuck.
-const INITS_END_WITHIN: Duration = Duration::from_secs(2);
+const INITS_END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Takes in the ends that are under way, and has the disk hold what this daemon wrote. A restart
 /// hardly waits: nothing has ended, and few records are new.

@@ -29,8 +29,8 @@ pub(super) struct Drain {
     /// Read since init's end.
     after_the_end: [usize; 2],
     next_telling: Option<Instant>,
-    /// Since when the container's end waits for the log, and for nothing else.
-    /// And how far that was written then.
+    /// Since when the container's end waits for the log, and for nothing else; and how far that was
+    /// written then.
     held_up: Option<(Instant, u64)>,
 }
 
