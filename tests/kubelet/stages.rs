@@ -8,6 +8,7 @@ use cria_proto::{ListContainersRequest, ListPodSandboxRequest};
 use harness::leftovers::await_none;
 use harness::wait::within;
 
+use crate::cases::streams::{CROWDED, crowded};
 use crate::cases::{self, Case, is_wanted, standing};
 use crate::process::Kubelet;
 use crate::report::Report;
@@ -37,6 +38,9 @@ impl Stages<'_> {
         standing::apply(site).expect("the temporary folder is writable");
         self.side_by_side(&cases::single_pods());
 
+        if is_wanted(CROWDED) {
+            report.row(CROWDED, || crowded(site));
+        }
         standing::release_image(site).unwrap_or_else(|error| println!("{error:#}"));
         let before = Before::look(site);
         if is_wanted(KILLED) {
@@ -98,7 +102,7 @@ fn all_gone(site: &Site) -> Result<()> {
     }
     let mut left = vec![];
     // The kubelet removes sandboxes and logs once a minute.
-    let gone = within(LIMIT, || {
+    let gone = within(2 * LIMIT, || {
         left = what_is_left(site).unwrap_or_else(|error| vec![format!("{error:#}")]);
         left.is_empty().then_some(())
     });

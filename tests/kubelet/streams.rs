@@ -6,6 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use cria_proto::ExecRequest;
 use harness::remote::{Outcome, Transport};
 use harness::until;
 use harness::websocket::{Message, WebSocket};
@@ -16,7 +17,7 @@ use serde_json::json;
 
 use super::{Case, case};
 use crate::process::NODE_NAME;
-use crate::site::{LIMIT, Site, terminated, with};
+use crate::site::{LIMIT, Site, container_id, status, terminated, with};
 
 pub(crate) const CASES: &[Case] = &[
     case("exec by SPDY v4, WebSocket v5 and v4: streams, codes, sizes", exec),
@@ -24,6 +25,8 @@ pub(crate) const CASES: &[Case] = &[
     case("port-forward by SPDY, and by SPDY within WebSocket", port_forward),
     case("port-forward by WebSocket v4, two channels for each port", old_port_forward),
 ];
+
+pub(crate) const CROWDED: &str = "more sessions asked for than fit: 429 from the kubelet";
 
 const TRANSPORTS: [Transport; 3] = [
     Transport::spdy("v4.channel.k8s.io"),
@@ -88,6 +91,26 @@ fn attach(site: &Site) -> Result<()> {
         })?;
         ensure!(code == 5, "{transport:?}: it ended with {code}");
     }
+    Ok(())
+}
+
+/// Leaves no room for sessions until the runtime starts anew, or a minute has passed.
+pub(crate) fn crowded(site: &Site) -> Result<()> {
+    site.apply("streams-crowded", json!({ "containers": [site.sh("main", "sleep 10000")] }));
+    let pod = site.ready("streams-crowded")?;
+    let request = ExecRequest {
+        container_id: container_id(status(&pod, "main")),
+        cmd: vec!["true".to_owned()],
+        stdout: true,
+        ..Default::default()
+    };
+    // Nobody comes for these.
+    let is_full = (0..=1000).any(|_| site.cri.exec(request.clone()).is_err());
+    ensure!(is_full, "the runtime takes any number");
+    let path = format!("/exec/default/streams-crowded-{NODE_NAME}/main?output=1&command=true");
+    let refusal = site.api.text(&path).err().context("there was room for one more")?;
+    let said = format!("{refusal:#}");
+    ensure!(said.contains("429 Too Many Requests"), "{said}");
     Ok(())
 }
 
