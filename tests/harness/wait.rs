@@ -26,12 +26,17 @@ pub fn within<T>(limit: Duration, mut state: impl FnMut() -> Option<T>) -> Optio
         if let Some(value) = state() {
             return Some(value);
         }
-        let waited = begun.elapsed();
-        if waited > limit && waited > limit.mul_f64(slowness()) {
+        if is_over(limit, begun) {
             return None;
         }
         pause();
     }
+}
+
+/// Whether a wait that has `begun` then has lasted for `limit`.
+pub fn is_over(limit: Duration, begun: Instant) -> bool {
+    let waited = begun.elapsed();
+    waited > limit && waited > limit.mul_f64(slowness())
 }
 
 /// How many times as long as on an idle machine everything takes now.

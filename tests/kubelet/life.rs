@@ -62,7 +62,7 @@ fn sidecar(site: &Site) -> Result<()> {
     let main = "test -e /shared/ready && echo sidecar was first; echo end; sleep 2";
     let spec = json!({
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 10,
+        "terminationGracePeriodSeconds": 60,
         "volumes": [{ "name": "shared", "emptyDir": {} }],
         "initContainers": [side],
         "containers": [with(site.sh("main", main), mount)],
@@ -236,7 +236,7 @@ fn graceful_deletion(site: &Site) -> Result<()> {
 fn killed_after_grace(site: &Site) -> Result<()> {
     let script = "trap 'echo not yet' TERM; echo up; while :; do sleep 0.1; done";
     let spec =
-        json!({ "terminationGracePeriodSeconds": 3, "containers": [site.sh("main", script)] });
+        json!({ "terminationGracePeriodSeconds": 10, "containers": [site.sh("main", script)] });
     site.apply("unwilling", spec);
     let pod = site.ready("unwilling")?;
     site.await_log("unwilling", "main", "up\n")?;
@@ -245,7 +245,7 @@ fn killed_after_grace(site: &Site) -> Result<()> {
     site.remove("unwilling");
     site.await_gone(&pod)?;
     let took = begun.elapsed();
-    ensure!(took >= Duration::from_secs(3), "gone after {took:?} already");
+    ensure!(took >= Duration::from_secs(10), "gone after {took:?} already");
     let mut written = String::new();
     log.read_to_string(&mut written)?;
     ensure!(written.ends_with(" stdout F not yet\n"), "{written}");

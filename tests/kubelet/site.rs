@@ -12,6 +12,7 @@ use cria_proto::{
     ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, PodSandboxStateValue,
 };
 use harness::Cri;
+use harness::wait::is_over;
 use serde_json::{Value, json};
 
 use crate::images::{Images, Registries};
@@ -20,6 +21,8 @@ use crate::process::{Api, Files, NODE_NAME};
 /// How long anything may take that a node does in a second or ten. Generous, for it is only waited
 /// out when the check fails.
 pub(crate) const LIMIT: Duration = Duration::from_secs(150);
+/// Between two looks at the clock while nothing is heard.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How often the kubelet is asked for its pods.
 const PERIOD: Duration = Duration::from_millis(200);
@@ -258,17 +261,16 @@ impl Site {
     }
 
     fn when<T>(&self, limit: Duration, state: impl Fn(&Seen) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + limit;
+        let begun = Instant::now();
         let mut seen = self.seen();
         loop {
             if let Some(value) = state(&seen) {
                 return Ok(value);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if is_over(limit, begun) {
                 bail!("not within {limit:?}");
             }
-            let woken = self.news.wait_timeout(seen, left);
+            let woken = self.news.wait_timeout(seen, LOOK);
             seen = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }

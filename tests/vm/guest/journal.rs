@@ -51,7 +51,7 @@ const EMULATED: &[&str] = &[
     "8254 timer",
     "RTC interrupts",
     "rcu:",
-    "sched: RT throttling",
+    "sched:",
 ];
 
 /// What a power cut leaves to say. Records are not synced as they are written: one of the moment
@@ -106,26 +106,34 @@ pub(crate) fn is_clean() -> Result<()> {
         "journalctl",
         &["--dmesg", "--boot=all", "--priority=warning", "--output=cat", "--no-pager"],
     )?;
-    // Each line of an out of memory report is indented or names a task: only what follows no such
-    // report counts.
+    // Each line of a report is indented, or names a task: only what is in none counts.
     let outside: String = outside_of_reports(&kernel).join("\n");
     let strange = self::strange(&outside, &[EMULATED, POWER_CUT, MEMORY]);
     ensure!(strange.is_empty(), "the kernel's log: {strange:#?}");
     Ok(())
 }
 
-/// The lines of the kernel's log that are not within a report on memory, from "invoked oom-killer"
-/// to the line that says who was killed.
+/// How reports of many lines begin and end: on memory, with who was killed; on a processor that did not
+/// get on, which is the host's doing here, with its stack.
+const REPORTS: [(&str, &str); 5] = [
+    ("invoked oom-killer", "Killed process"),
+    ("detected stalls", "</TASK>"),
+    ("self-detected stall", "</TASK>"),
+    ("soft lockup", "</TASK>"),
+    ("blocked for more than", "</TASK>"),
+];
+
+/// The lines of the kernel's log that are not within a report.
 fn outside_of_reports(log: &str) -> Vec<&str> {
-    let mut inside = false;
+    let mut end = None;
     let mut found = vec![];
     for line in log.lines() {
-        inside = inside || line.contains("invoked oom-killer");
-        if !inside {
-            found.push(line);
-        }
-        if line.contains("Killed process") || line.contains("out of memory: Killed") {
-            inside = false;
+        let begun = REPORTS.iter().find(|(first, _)| line.contains(first));
+        end = end.or(begun.map(|(_, last)| *last));
+        match end {
+            None => found.push(line),
+            Some(last) if line.contains(last) => end = None,
+            Some(_) => {}
         }
     }
     found

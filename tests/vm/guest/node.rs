@@ -129,10 +129,9 @@ pub(crate) fn cgroup_of(id: &str) -> Result<Option<PathBuf>> {
 
 /// All cgroups of the machine.
 pub(crate) fn cgroups() -> Result<Vec<PathBuf>> {
-    let found = run("find", &[CGROUPS, "-mindepth", "1", "-type", "d"]);
     // One that goes away meanwhile makes find complain.
-    let found = found.or_else(|_| run("find", &[CGROUPS, "-mindepth", "1", "-type", "d"]))?;
-    Ok(found.lines().map(PathBuf::from).collect())
+    let found = output("find", &[CGROUPS, "-mindepth", "1", "-type", "d"])?;
+    Ok(String::from_utf8_lossy(&found.stdout).lines().map(PathBuf::from).collect())
 }
 
 /// The value of a file in a container's cgroup.

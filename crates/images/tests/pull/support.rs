@@ -126,6 +126,7 @@ pub(crate) struct Registry {
     process: Child,
     pub(crate) host: String,
     password: Option<&'static str>,
+    config: Value,
     directory: tempfile::TempDir,
 }
 
@@ -164,12 +165,11 @@ impl Registry {
 
     async fn configured(password: Option<&'static str>, more: &Value) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let host = format!("127.0.0.1:{}", free_port());
         let mut config = json!({
             "version": "0.1",
-            "log": {"level": "error", "accesslog": {"disabled": true}},
+            "log": {"level": "info", "accesslog": {"disabled": true}},
             "storage": {"filesystem": {"rootdirectory": directory.path().join("data")}},
-            "http": {"addr": host},
+            "http": {"addr": "127.0.0.1:0"},
         });
         if password.is_some() {
             let path = directory.path().join("passwords");
@@ -182,16 +182,10 @@ impl Registry {
                 _ => config[key] = value.clone(),
             }
         }
-        // JSON is YAML.
-        let path = directory.path().join("config.yml");
-        fs_err::write(&path, config.to_string()).unwrap();
-        let registry = Self { process: serve(&path), host, password, directory };
-        registry.is_up().await;
-        registry
-    }
-
-    async fn is_up(&self) {
-        until("registry is up", || std::net::TcpStream::connect(&self.host).is_ok()).await;
+        let (process, host) = serve(directory.path(), &config).await;
+        // From now on it is always there.
+        config["http"]["addr"] = json!(host);
+        Self { process, host, password, config, directory }
     }
 
     /// Kills it.
@@ -202,8 +196,7 @@ impl Registry {
 
     /// Starts it where it was, with what it had.
     pub(crate) async fn start_again(&mut self) {
-        self.process = serve(&self.directory.path().join("config.yml"));
-        self.is_up().await;
+        (self.process, self.host) = serve(self.directory.path(), &self.config).await;
     }
 
     /// Stores `image` under `name`, `repository:tag`.
@@ -242,15 +235,29 @@ impl Registry {
     }
 }
 
-/// The real thing, with this configuration.
-fn serve(config: &Path) -> Child {
-    Command::new("docker-registry")
-        .args(["serve".as_ref(), config.as_os_str()])
+/// The real thing, with this configuration; and where it listens, by its own word.
+async fn serve(directory: &Path, config: &Value) -> (Child, String) {
+    let (file, log) = (directory.join("config.yml"), directory.join("log"));
+    // JSON is YAML.
+    fs_err::write(&file, config.to_string()).unwrap();
+    let process = Command::new("docker-registry")
+        .args(["serve".as_ref(), file.as_os_str()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
         .spawn()
-        .expect("docker-registry is installed")
+        .expect("docker-registry is installed");
+    let mut host = None;
+    until("registry is up", || {
+        let said = fs_err::read_to_string(&log).unwrap();
+        let rest = said.split_once("listening on ").map_or("", |(_, rest)| rest);
+        // The line may be only half written.
+        let end = rest.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | ':'));
+        host = end.map(|end| rest[..end].to_owned());
+        host.is_some()
+    })
+    .await;
+    (process, host.unwrap())
 }
 
 pub(crate) fn install_crypto() {
@@ -305,7 +312,7 @@ impl TestStore {
         options.platform.architecture = "amd64".to_owned();
         options.platform.variant = None;
         options.registries = registries(directory.path(), hosts, more);
-        options.stall_timeout = Duration::from_millis(500);
+        options.stall_timeout = Duration::from_secs(20);
         change(&mut options);
         let store = Store::open(&directory.path().join("store"), options).unwrap();
         store.collect();

@@ -133,7 +133,7 @@ fn kernel_tells() -> bool {
 fn an_adopted_init_s_status_comes_from_the_kernel_or_is_unknown() {
     set_child_subreaper(true).unwrap();
     for reaped in [true, false] {
-        let container = Container::new("sleep 0.3; exit 8", Options::default());
+        let container = Container::new("sleep 3; exit 8", Options::default());
         let mut monitor = Monitor::start(&container);
         let held = held(monitor.client.state());
         let pid = Pid::from_raw(held.1);

@@ -223,7 +223,7 @@ fn a_late_exec_is_killed_with_its_session() {
     let (child, other, main) = (mark("1"), mark("2"), mark("3"));
     let script = format!("(sleep {child} &); setsid sleep {other} & sleep {main}");
     let mut exec = monitor.client.exec(5, &script);
-    exec.timeout = Some(Duration::from_millis(700));
+    exec.timeout = Some(Duration::from_secs(3));
     monitor.client.exec_started(exec);
     let pids = [&child, &other, &main].map(|mark| wait_for("process", || find_process(mark)));
     let event = monitor.client.event();
@@ -444,7 +444,7 @@ fn a_runtime_that_hangs_is_killed_with_its_children() {
     for verb in ["create", "start", "exec"] {
         let options = Options {
             runtime: stand_in(base.path(), verb, &format!("sleep {mark}")),
-            deadline: Duration::from_millis(800),
+            deadline: Duration::from_secs(3),
             ..Options::default()
         };
         let container = Container::new("sleep 1000", options);
@@ -468,7 +468,7 @@ fn a_runtime_that_hangs_is_killed_with_its_children() {
             }
         };
         assert_eq!(failure.kind, FailureKind::TimedOut, "{verb}: {}", failure.message);
-        assert!(before.elapsed() < Duration::from_secs(8));
+        assert!(before.elapsed() < Duration::from_secs(60));
         wait_for("end of the runtime", || find_process(&mark).is_none().then_some(()));
         if verb == "create" {
             assert!(monitor.process.wait().unwrap().success());

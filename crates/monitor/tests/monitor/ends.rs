@@ -19,8 +19,8 @@ use nix::unistd::mkfifo;
 
 use crate::node::{Container, Monitor, Options, PATIENCE, cpu_time, wait_for};
 
-/// Waking up for a second costs far more than this, being asked a few things far less.
-const IDLE: Duration = Duration::from_millis(100);
+/// Waking up for as long as is watched costs far more than this, being asked a few things far less.
+const IDLE: Duration = Duration::from_millis(300);
 
 /// Two lines that a pipe holds, and the ring.
 const TWO_LINES: &str = "head -c 16000 /dev/zero; echo; head -c 16000 /dev/zero; echo; exit 3";
@@ -66,8 +66,8 @@ fn a_log_that_is_not_written_for_a_while_costs_no_time_and_changes_no_time() {
     let mut log = narrow_log(container.create.log.as_ref().unwrap());
     let mut monitor = Monitor::create(&container);
     let ended = run_to_the_end(&mut monitor);
-    let time = time_while_silent(&monitor, Duration::from_secs(1));
-    assert!(time < IDLE, "{time:?} within a second");
+    let time = time_while_silent(&monitor, Duration::from_secs(3));
+    assert!(time < IDLE, "{time:?} within three seconds");
 
     let mut left = 2 * (16_000 + 41);
     while left > 0 {
@@ -77,7 +77,7 @@ fn a_log_that_is_not_written_for_a_while_costs_no_time_and_changes_no_time() {
     let exit = monitor.client.exited();
     assert_eq!((exit.status, exit.log_bytes_lost), (Status::Code(3), 0));
     let late = exit.finished_at_ns - ended;
-    assert!(late < 500_000_000, "finished {late} ns after its end");
+    assert!(late < 2_000_000_000, "finished {late} ns after its end");
     monitor.release();
 }
 
@@ -90,10 +90,12 @@ fn a_client_that_does_not_read_costs_no_time_and_changes_no_time() {
     while send(socket.as_raw_fd(), &[0; 4096], MsgFlags::MSG_DONTWAIT).is_ok() {}
     let attach = Request::Attach { stdin: false, stdout: true, stderr: true, socket };
     monitor.client.done(attach);
+    let begun = Instant::now();
     let ended = run_to_the_end(&mut monitor);
     // It may hold the output up for a second.
-    let time = time_while_silent(&monitor, Duration::from_millis(700));
-    assert!(time < IDLE, "{time:?} within 700 ms");
+    let left = Duration::from_millis(700).saturating_sub(begun.elapsed());
+    let time = time_while_silent(&monitor, left);
+    assert!(time < IDLE, "{time:?} within {left:?}");
     let exit = monitor.client.exited();
     assert_eq!((exit.status, exit.log_bytes_lost), (Status::Code(3), 0));
     let late = exit.finished_at_ns - ended;
@@ -163,7 +165,7 @@ fn an_exit_is_told_though_the_log_s_disk_stands_still() {
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     let all: usize = (1..=12_000).map(|number| format!("{number}\n").len()).sum();
     assert_eq!((exit.status, exit.log_bytes_lost), (Status::Code(3), all as u64));
-    assert!(exit.finished_at_ns - ended < 500_000_000);
+    assert!(exit.finished_at_ns - ended < 5_000_000_000);
     assert_eq!(container.exit(), Some(exit));
     let time = cpu_time(monitor.process.id());
     assert!(time < Duration::from_millis(500), "{time:?} for waiting");

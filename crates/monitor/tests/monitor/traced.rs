@@ -83,7 +83,7 @@ fn a_traced_exec_s_end_is_told_while_its_tracer_stands_still() {
     let container = Container::new("sleep 1000", Options::default());
     let mut monitor = Monitor::start(&container);
     let mut exec = monitor.client.exec(1, "sleep 1000");
-    exec.timeout = Some(Duration::from_secs(1));
+    exec.timeout = Some(Duration::from_secs(3));
     let (pid, _) = monitor.client.exec_started(exec);
     let tracer = Tracer::seize(pid);
     let event = monitor.client.event();
