@@ -254,7 +254,7 @@ fn an_oci_runtime_that_fails_is_quoted_and_leaves_nothing() {
 #[test]
 fn an_oci_runtime_that_hangs_is_ended_when_its_time_is_over() {
     let hangs = r#"[ "$VERB" = create ] && [ ! -e $NODE/healed ] && exec sleep 100000"#;
-    let config = "[runtime]\ncreate-timeout = '2s'\n";
+    let config = "[runtime]\ncreate-timeout = '6s'\n";
     let mut scene = Scene::with(|setup| setup.oci_runtime(hangs).config(config));
     let pod = scene.host("hangs");
     let other = scene.host("other");

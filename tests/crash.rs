@@ -66,14 +66,17 @@ fn an_exit_while_the_daemon_is_away_is_reported_with_its_code_and_time() {
     });
     let ended = nanoseconds(SystemTime::now());
     // The monitor alone takes note.
-    until("a second passes", SOON, || {
-        (nanoseconds(SystemTime::now()) > ended + 1_000_000_000).then_some(())
+    until("five seconds pass", SOON, || {
+        (nanoseconds(SystemTime::now()) > ended + 5_000_000_000).then_some(())
     });
     scene.resume();
     let status = container.await_exit(SOON);
     assert_eq!((status.exit_code, status.reason.as_str()), (42, "Error"));
     let late = status.finished_at - ended;
-    assert!(late < 900_000_000, "the time is the container's end, not the daemon's start: {late}");
+    assert!(
+        late < 4_000_000_000,
+        "the time is the container's end, not the daemon's start: {late}"
+    );
     scene.assert_nothing_left();
 }
 
@@ -310,7 +313,7 @@ fn a_stop_under_way_goes_on_after_the_daemon_is_back() {
     let pod = scene.host("stopping");
     let container = scene.stubborn(&pod, "stopping");
     thread::scope(|scope| {
-        let stop = scope.spawn(|| container.stop(Duration::from_secs(4)));
+        let stop = scope.spawn(|| container.stop(Duration::from_secs(10)));
         container.await_log("heard", SOON);
         scene.node.kill9();
         stop.join().expect("no panic").expect_err("nobody answers");

@@ -177,7 +177,7 @@ fn a_command_s_time_is_over_though_its_monitor_stands_still() {
         let answer = call.join().expect("no panic");
         monitors().for_each(|pid| kill(pid, Signal::SIGCONT).expect("it runs"));
         refused(answer, Code::DeadlineExceeded);
-        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     });
     assert_eq!(container.exec(&["true"]).expect("the monitor serves").exit_code, 0);
 }

@@ -117,7 +117,8 @@ fn many_that_say_nothing_do_not_keep_others_out() {
     let begun = Instant::now();
     let told = Session::connect(&url, true, true, false).finish();
     assert_eq!(told.stdout, b"served\n");
-    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    // In half a minute they would go by themselves.
+    assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
     assert!(open_files(&scene) < before.values().sum::<usize>() + 300, "all of them are held");
     drop(flood);
     await_freed(&scene, &before);
@@ -307,7 +308,7 @@ fn frames_that_are_no_websockets_end_the_connection() {
 
 #[test]
 fn streams_that_never_come_are_given_up_in_time() {
-    let scene = Scene::with(|setup| setup.config("[streaming]\ncreation-timeout = \"1s\"\n"));
+    let scene = Scene::with(|setup| setup.config("[streaming]\ncreation-timeout = \"3s\"\n"));
     let container = scene.obedient(&scene.host("never"), "never");
     let before = descriptors(&scene);
     for opened in [&[][..], &["error"], &["error", "stdin", "stdout"], &["video", "error"]] {
@@ -318,7 +319,7 @@ fn streams_that_never_come_are_given_up_in_time() {
         let begun = Instant::now();
         let replies = spdy.rest();
         assert_eq!(replies.len(), opened.len(), "{replies:?}");
-        assert!(begun.elapsed() < Duration::from_secs(4), "{opened:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{opened:?}: {:?}", begun.elapsed());
     }
     await_freed(&scene, &before);
 }
@@ -460,7 +461,7 @@ fn commands_run_in_a_container_that_is_being_stopped_and_end_with_it() {
     let scene = Scene::new();
     let container = scene.stubborn(&scene.host("stopping"), "stopping");
     std::thread::scope(|scope| {
-        scope.spawn(|| container.stop(Duration::from_secs(6)).expect("it stops"));
+        scope.spawn(|| container.stop(Duration::from_secs(15)).expect("it stops"));
         container.await_log("heard", SOON);
         let told = shell(&scene, &container, "echo still; exit 3").finish();
         assert_eq!(told.stdout, b"still\n");

@@ -170,7 +170,7 @@ fn many_connections_share_one_session_and_a_refused_one_ends_alone() {
 
 #[test]
 fn streams_that_say_nothing_of_use_are_refused() {
-    let scene = Scene::with(|setup| setup.config("[streaming]\ncreation-timeout = \"1s\"\n"));
+    let scene = Scene::with(|setup| setup.config("[streaming]\ncreation-timeout = \"3s\"\n"));
     let pod = scene.node.run_pod(scene.node.pod("strange"));
     let mut spdy = connect(&scene, &pod);
     let strange: [&[(&str, &str)]; 5] = [

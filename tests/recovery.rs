@@ -161,7 +161,7 @@ fn the_cgroup_and_process_of_a_container_without_a_record_go() {
 #[test]
 fn an_oci_runtime_that_hangs_in_any_verb_is_named_with_its_time_and_leaves_nothing() {
     let hangs = "[ -e $NODE/hang-$VERB ] && exec sleep 100000";
-    let config = "[runtime]\ncreate-timeout = '2s'\n";
+    let config = "[runtime]\ncreate-timeout = '6s'\n";
     let mut scene = Scene::with(|setup| setup.oci_runtime(hangs).config(config));
     let pod = scene.host("hangs");
     let other = scene.obedient(&pod, "other");
@@ -313,7 +313,7 @@ fn hanging<T>(scene: &Scene, verb: &str, call: impl FnOnce() -> T) -> T {
 #[track_caller]
 fn assert_told(message: &str, verb: &str, container: Option<&Container>) {
     let id = container.map_or("container", |container| container.id.as_str());
-    for part in ["oci-runtime", verb, id, "2s"] {
+    for part in ["oci-runtime", verb, id, "6s"] {
         assert!(message.contains(part), "{part}: {message}");
     }
 }

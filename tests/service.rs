@@ -32,7 +32,8 @@ printf '#!/bin/sh\necho stopping\n' > ${3%/*}/bin/systemctl
 chmod +x ${3%/*}/bin/systemctl
 export PATH=${3%/*}/bin:$PATH"#;
 
-const RELOADED: &str = "are read again";
+/// Not what is said when the files of registries alone were seen to change.
+const RELOADED: &str = "configuration, networks and registries are read again";
 const REFUSED: &str = "nothing is reloaded";
 
 /// Sends SIGHUP and waits for `answer`, one of the two.
@@ -175,7 +176,7 @@ fn an_end_just_before_the_daemons_is_in_the_record() {
     let pod = scene.host("pod");
     for number in 0..5 {
         // Much output is still to be written when init is dead.
-        let script = "echo ready; yes | head -c 3000000; read forever";
+        let script = "echo ready; yes | head -c 3000000; sleep 1000";
         let container = pod.run(scene.script(&format!("c{number}"), script));
         let record = record(&scene, &container.id);
         let pid =

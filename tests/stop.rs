@@ -84,7 +84,7 @@ fn a_later_stop_does_not_lengthen_the_grace_period() {
     let pod = scene.host("short");
     let container = scene.stubborn(&pod, "short");
     thread::scope(|scope| {
-        let first = scope.spawn(|| container.stop(Duration::from_secs(2)));
+        let first = scope.spawn(|| container.stop(Duration::from_secs(6)));
         container.await_log("heard", SOON);
         container.stop(Duration::from_secs(3600)).expect("it is killed at the first deadline");
         first.join().expect("no panic").expect("it has stopped");

@@ -23,10 +23,12 @@ pub fn until<T>(what: &str, limit: Duration, state: impl FnMut() -> Option<T>) -
 pub fn within<T>(limit: Duration, mut state: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {
+        // The last look begins after the limit.
+        let is_last = is_over(limit, begun);
         if let Some(value) = state() {
             return Some(value);
         }
-        if is_over(limit, begun) {
+        if is_last {
             return None;
         }
         pause();
