@@ -1,6 +1,7 @@
 //! The life of pods and containers, as a kubelet leads them through it.
 
 use std::path::Path;
+use std::thread;
 
 use cria_proto::*;
 use harness::scene::{SOON, Scene, refused};
@@ -53,6 +54,21 @@ fn removing_a_pod_ends_its_running_containers_and_leaves_nothing() {
     let request = ContainerStatusRequest { container_id: container.id, ..Default::default() };
     refused(scene.cri().container_status(request), Code::NotFound);
     scene.assert_clean();
+}
+
+#[test]
+fn removals_at_once_of_the_same_all_succeed_without_a_warning() {
+    let mut scene = Scene::new();
+    let pod = scene.host("twice");
+    let container = scene.obedient(&pod, "twice");
+    thread::scope(|scope| {
+        let calls: Vec<_> = (0..4).map(|_| scope.spawn(|| container.remove())).collect();
+        calls.into_iter().for_each(|call| call.join().expect("no panic").expect("it is removed"));
+        let calls: Vec<_> = (0..4).map(|_| scope.spawn(|| pod.remove())).collect();
+        calls.into_iter().for_each(|call| call.join().expect("no panic").expect("it is removed"));
+    });
+    assert!(!scene.log().contains("cannot write the record"), "{}", scene.log());
+    scene.assert_nothing_left();
 }
 
 #[test]
