@@ -143,7 +143,7 @@ impl Connections {
     }
 
     /// Notes that a host keeps waiting who asks it.
-    pub(super) fn avoid(&self, host: &str) {
+    fn avoid(&self, host: &str) {
         let mut avoided = self.shared.avoided.lock().unwrap_or_else(PoisonError::into_inner);
         avoided.retain(|_, noted| noted.elapsed() < AVOIDANCE);
         avoided.insert(host.to_owned(), Instant::now());
@@ -222,6 +222,11 @@ impl Reach {
             url = next;
         }
         Err(GetError::TooManyRedirects)
+    }
+
+    /// Has others asked before this host for a while.
+    pub(super) fn avoid(&self, host: &str) {
+        self.connections.avoid(host);
     }
 
     /// How long a connection may be silent.

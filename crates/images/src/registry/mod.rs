@@ -61,7 +61,6 @@ pub(crate) struct Session {
     /// `scheme://host/v2/repository/`.
     base: Url,
     authorization: Authorization,
-    connections: Connections,
     host: String,
     /// What errors call the image.
     image: String,
@@ -87,7 +86,6 @@ impl Session {
             reach,
             base,
             authorization,
-            connections: connections.clone(),
             host: host.name,
             image: image.to_owned(),
             is_last_resort: false,
@@ -167,7 +165,7 @@ impl Session {
                     let wait = wait_before_next_try(&error, tried);
                     let was_long = asked.elapsed() >= self.reach.stall() / SHARE_OF_STALL;
                     if was_long && matches!(error, Error::RegistryUnavailable { .. }) {
-                        self.connections.avoid(&self.host);
+                        self.reach.avoid(&self.host);
                     }
                     let Some(wait) = wait.filter(|_| self.is_last_resort || !was_long) else {
                         return Err(error);
