@@ -51,7 +51,8 @@ const EMULATED: &[&str] = &[
     "8254 timer",
     "RTC interrupts",
     "rcu:",
-    "sched:",
+    "sched: RT throttling",
+    "sched: DL replenish lagged too much",
 ];
 
 /// What a power cut leaves to say. Records are not synced as they are written: one of the moment
@@ -115,27 +116,30 @@ pub(crate) fn is_clean() -> Result<()> {
 
 /// How reports of many lines begin and end: on memory, with who was killed; on a processor that did not
 /// get on, which is the host's doing here, with its stack.
-const REPORTS: [(&str, &str); 5] = [
+const REPORTS: [(&str, &str); 4] = [
     ("invoked oom-killer", "Killed process"),
     ("detected stalls", "</TASK>"),
     ("self-detected stall", "</TASK>"),
     ("soft lockup", "</TASK>"),
-    ("blocked for more than", "</TASK>"),
 ];
 
-/// The lines of the kernel's log that are not within a report.
+/// The lines of the kernel's log that are not within a report. One without an end is none.
 fn outside_of_reports(log: &str) -> Vec<&str> {
+    let (mut found, mut inside) = (vec![], vec![]);
     let mut end = None;
-    let mut found = vec![];
     for line in log.lines() {
         let begun = REPORTS.iter().find(|(first, _)| line.contains(first));
         end = end.or(begun.map(|(_, last)| *last));
         match end {
             None => found.push(line),
-            Some(last) if line.contains(last) => end = None,
-            Some(_) => {}
+            Some(last) if line.contains(last) => {
+                end = None;
+                inside.clear();
+            }
+            Some(_) => inside.push(line),
         }
     }
+    found.extend(inside);
     found
 }
 
@@ -143,4 +147,24 @@ fn strange<'a>(text: &'a str, allowed: &[&[&str]]) -> Vec<&'a str> {
     let known =
         |line: &str| allowed.iter().flat_map(|list| list.iter()).any(|part| line.contains(part));
     text.lines().filter(|line| !line.trim().is_empty() && !known(line)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::outside_of_reports;
+
+    #[test]
+    fn what_is_in_no_whole_report_counts() {
+        for (log, outside) in [
+            ("a\nx invoked oom-killer\nb\nKilled process 1\nc", &["a", "c"][..]),
+            ("rcu: detected stalls on CPUs\nRIP: 0\n </TASK>\nc", &["c"]),
+            ("watchdog: BUG: soft lockup\nRIP: 0", &["watchdog: BUG: soft lockup", "RIP: 0"]),
+            (
+                "INFO: task x blocked for more than 120 s\n </TASK>",
+                &["INFO: task x blocked for more than 120 s", " </TASK>"],
+            ),
+        ] {
+            assert_eq!(outside_of_reports(log), outside, "{log}");
+        }
+    }
 }
